@@ -33,9 +33,11 @@ Glossary:
                 outcome of the session, the result of the iteration, and the end of the run
     attempt     how often the prompt was handed over; of OpenCode's: its own, at the provider
     ask         a permission or a question of an agent's
+    abandoned   a session that could not be stopped: it must not work on beside the next one
     code        of HTTP;  status: exit status of a process;  generation: of OpenCode, 1.x or 2.x
 
-A session is *over*; a run *rests* (ready, paused, complete, error) or *ends*.
+A session is *idle*, then *over*; a model is *set aside*; a run *rests* (ready, paused, complete,
+error), which is its *standstill*, or *ends*.
 """
 
 from __future__ import annotations  # an error here: run it with Python 3.9 or newer
@@ -159,7 +161,7 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> tuple[str, str]:
-        """What tells it from others: an agent may move it."""
+        """By which it is known again, wherever in the plan an agent moves it."""
         return self.phase, self.text
 
 
@@ -169,7 +171,7 @@ class NearMiss(NamedTuple):
     line: int
     text: str
     problem: str
-    is_open: bool = False  # its box is
+    is_open: bool = False  # its box has no tick
 
     def __str__(self) -> str:
         return f"{self.line} {self.problem}"
@@ -585,8 +587,8 @@ class Polled(NamedTuple):
     asks: tuple[Ask, ...] | None = None  # None: not looked at
     unlisted: tuple[str, ...] = ()  # kinds of asks that the server failed to list
     retry: Activity | None = None
-    is_unsure: bool = False  # it seems to rest, which has to be seen twice
-    is_alive: bool = False  # it shows life that the stream does not tell of
+    is_unsure: bool = False  # it seems to be idle, which has to be seen twice
+    is_alive: bool = False  # a tool prints, of which the stream says nothing
 
 
 class CheckResult(NamedTuple):
@@ -768,11 +770,11 @@ def models_of(fields: dict[str, str]) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, fields.get("model", "").split(","))))
 
 
-def make_prompt(body: str, path: str, plan: Plan, iteration: int, told: str) -> Prompt:
-    """`told` is what the loop has to tell: it must arrive, also without a place for it."""
-    if told and "{{CHECK}}" not in body:
+def make_prompt(body: str, path: str, plan: Plan, iteration: int, remarks: str) -> Prompt:
+    """`remarks` are what the loop itself has to say: they arrive, also without a place for them."""
+    if remarks and "{{CHECK}}" not in body:
         body += "\n\n{{CHECK}}"
-    values = dict(zip(PLACES, (path, plan.goal, str(iteration), told)))
+    values = dict(zip(PLACES, (path, plan.goal, str(iteration), remarks)))
     # In one pass: no value is searched for places itself.
     text = re.sub(r"\{\{(\w+)\}\}", lambda place: values.get(place[1], place[0]), body)
     number = min(plan.total - plan.pending + 1, plan.total)
@@ -787,7 +789,7 @@ def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
     return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
 
 
-def told_of_near_misses(plan: Plan) -> str:
+def remark_on_near_misses(plan: Plan) -> str:
     """For the agent that is to wrap up."""
     if plan.current or not plan.open_near_misses:
         return ""
@@ -1003,55 +1005,55 @@ def ellipsis(text: str, width: int) -> str:
 # What others say: anything may be missing or of another type, and reads as empty.
 
 
-def dig(told: Any, *names: str) -> Any:
+def dig(value: Any, *names: str) -> Any:
     """What stands there, name below name; the next ones: of that type, or empty."""
     for name in names:
-        told = told.get(name) if isinstance(told, dict) else None
-    return told
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
-def as_dict(told: Any, *names: str) -> Json:
-    found = dig(told, *names)
+def as_dict(value: Any, *names: str) -> Json:
+    found = dig(value, *names)
     return found if isinstance(found, dict) else {}
 
 
-def as_list(told: Any, *names: str) -> list[Any]:
-    found = dig(told, *names)
+def as_list(value: Any, *names: str) -> list[Any]:
+    found = dig(value, *names)
     return found if isinstance(found, list) else []
 
 
-def dicts(told: Any, *names: str) -> list[Json]:
-    return [as_dict(item) for item in as_list(told, *names)]
+def dicts(value: Any, *names: str) -> list[Json]:
+    return [as_dict(item) for item in as_list(value, *names)]
 
 
-def as_text(told: Any, *names: str) -> str:
-    found = dig(told, *names)
+def as_text(value: Any, *names: str) -> str:
+    found = dig(value, *names)
     return str(found) if isinstance(found, (str, int, float)) else ""
 
 
-def first_text(told: Any, *names: str) -> str:
+def first_text(value: Any, *names: str) -> str:
     """The first of these that says something."""
-    return next(filter(None, (as_text(told, name) for name in names)), "")
+    return next(filter(None, (as_text(value, name) for name in names)), "")
 
 
-def as_texts(told: Any, *names: str) -> list[str]:
-    return [as_text(item) for item in as_list(told, *names)]
+def as_texts(value: Any, *names: str) -> list[str]:
+    return [as_text(item) for item in as_list(value, *names)]
 
 
-def as_id(told: Any, *names: str) -> str:
+def as_id(value: Any, *names: str) -> str:
     """An id that may be part of a path and a word of a command, or ""."""
-    text = as_text(told, *names)
+    text = as_text(value, *names)
     return text if re.fullmatch(r"\w[\w-]{0,199}", text, re.ASCII) else ""
 
 
-def as_float(told: Any, *names: str) -> float:
-    found = dig(told, *names)
+def as_float(value: Any, *names: str) -> float:
+    found = dig(value, *names)
     is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
     return float(found) if is_number and abs(found) < 1e18 else 0.0
 
 
-def as_int(told: Any, *names: str) -> int:
-    return int(as_float(told, *names))
+def as_int(value: Any, *names: str) -> int:
+    return int(as_float(value, *names))
 
 
 # ---- one session ---------------------------------------------------------------------------------
@@ -1468,7 +1470,7 @@ class Talk:
         self.retry: Activity | None = None  # one of the family waits for a provider
         self.retry_at = 0.0  # when OpenCode tries again
         self.retry_since = 0.0  # when the waiting began: its further attempts do not move it
-        self.told_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
+        self.noted_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
         self.ends_as: Outcome | None = None  # what has to end it before its time
         self.circles = Circles()
         self.by_message: dict[str, Spend] = {}
@@ -1481,7 +1483,7 @@ class Talk:
         self.forget()
 
     def forget(self) -> None:
-        """The prompt is handed over now, or the server is another: what was heard before is old."""
+        """Forget what was heard of an attempt before this one, or of a server before this one."""
         self.begun_at = 0.0  # the last sign that the prompt runs; 0: none yet
         self.look_at = NEVER  # the next look
         self.verdict = ""  # of the last look, where it is not believed yet
@@ -1544,7 +1546,7 @@ class Talk:
             self.begin(event.session)
             if event.kind == "retrying":
                 self.hear_retry(event)
-        elif event.session == self.id:  # a subagent's rest is not ours
+        elif event.session == self.id:  # that a subagent is idle says nothing of ours
             self.look_within(0)
 
     def hear_retry(self, event: Activity) -> None:
@@ -1553,8 +1555,8 @@ class Talk:
         self.retry = event
         self.retry_at = now + event.wait
         attempt = (event.session, event.attempt)
-        if attempt != self.told_attempt:  # a look may have told of it
-            self.told_attempt = attempt
+        if attempt != self.noted_attempt:  # a look may have told of it
+            self.noted_attempt = attempt
             self.note("retry", f"attempt {event.attempt} failed: {message}", "warn", event.session)
         if event.attempt <= 1 or not self.retry_since:
             self.retry_since = now
@@ -1588,7 +1590,7 @@ class Talk:
                     self.run.journal.note("model", f"OpenCode took {self.model}", "dim")
                 line.last_seen = self.model
         if event.ended:
-            self.told_attempt = ("", 0)
+            self.noted_attempt = ("", 0)
             self.retry_since = 0.0
         if event.complete:
             self.transcript.end_texts(event.session)
@@ -1616,10 +1618,10 @@ class Talk:
     @property
     def spent(self) -> Spend:
         """The stream may lose messages, and a poll may lag behind."""
-        told = Spend()
+        heard = Spend()
         for spend in self.by_message.values():
-            told = told.plus(spend)
-        return told.at_least(self.polled)
+            heard = heard.plus(spend)
+        return heard.at_least(self.polled)
 
     def weigh(self, polled: Polled, looked: float) -> Outcome | None:
         """What became of it; None: it is not over yet.
@@ -1888,9 +1890,9 @@ class Books:
         self.plan = plan
         return (has_more and settles) or (has_less and not lost)
 
-    # What the next agent is told.
+    # Remarks for the next agent.
 
-    def told_of_stuck(self) -> str:
+    def remark_on_stuck(self) -> str:
         """Where so many iterations settled nothing."""
         most = self.options.stuck
         if not most or len(self.unsettled) < most:
@@ -1905,7 +1907,7 @@ class Books:
             else "They ended in good order, and marked nothing.",
         )
 
-    def told_of_cut(self) -> str:
+    def remark_on_cut(self) -> str:
         """Where the last one's answer had no room."""
         last = self.results[-1] if self.results else None
         if last and last.fault.kind == "length" and not last.progress:
@@ -1991,8 +1993,8 @@ class End(NamedTuple):
 
 class ModelLine:
     """Which models and agent work, by the command line, the front matter and OpenCode's own
-    configuration; and what an outcome means for them. Of the models in line the first one that does
-    not rest works. Where nobody names one, OpenCode's own is alone in line, as ""."""
+    configuration; and what an outcome means for them. Of the models in line the first one works
+    that is not set aside. Where nobody names one, OpenCode's own is alone in line, as ""."""
 
     def __init__(self, options: Options, files: Files, books: Books) -> None:
         self.options = options
@@ -2000,15 +2002,15 @@ class ModelLine:
         self.books = books
         self.clock = books.journal.clock
         self.setup = Setup()  # what the server knows
-        self.warned: set[str] = set()  # of this
+        self.warned: set[str] = set()  # what a person was warned of, since once is enough
         self.models = options.models or ("",)  # in line, as they were for the last prompt
         self.current = ""  # the one at work; "": OpenCode's own
         self.last_seen = ""  # what OpenCode said that it used
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        self.until: dict[str, float] = {}  # model -> when its rest is over
-        self.rests: collections.Counter[str] = collections.Counter()  # how many, in a row
+        self.back_at: dict[str, float] = {}  # model -> until when it is set aside
+        self.times_aside: collections.Counter[str] = collections.Counter()  # in a row
         self.failures: collections.Counter[str] = collections.Counter()  # since one has worked
 
     def read(self) -> tuple[tuple[str, ...], str, str]:
@@ -2028,24 +2030,24 @@ class ModelLine:
         """The model at work, or the one that will be, as a person knows it."""
         return self.current or self.last_seen or self.first
 
-    def left(self, model: str) -> float:
-        """Seconds that it still rests."""
-        return max(0.0, self.until.get(model, 0.0) - self.clock.now)
+    def wait_for(self, model: str) -> float:
+        """Seconds until it may work."""
+        return max(0.0, self.back_at.get(model, 0.0) - self.clock.now)
 
     def others(self) -> list[str]:
         """Those that could work now besides the one at work."""
-        return [one for one in self.models if one != self.current and not self.left(one)]
+        return [one for one in self.models if one != self.current and not self.wait_for(one)]
 
     def choose(self, among: Sequence[str] = ()) -> str:
-        """The model that works next: the first one that does not rest, else the first one back."""
-        self.current = min(among or self.models, key=self.left)
+        """The model that works next: the first one not set aside, else the first one back."""
+        self.current = min(among or self.models, key=self.wait_for)
         return self.current
 
-    def prompt(self, number: int, told: str, is_last_try: bool) -> Prompt:
-        """`told` is what the loop has to add. The last try at a stuck task is another model's."""
+    def prompt(self, number: int, remarks: str, is_last_try: bool) -> Prompt:
+        """For the next iteration. The last try at a stuck task is another model's."""
         self.models, agent, body = self.read()
         model = self.choose(self.others() if is_last_try else ())
-        prompt = make_prompt(body, self.options.plan, self.files.plan, number, told)
+        prompt = make_prompt(body, self.options.plan, self.files.plan, number, remarks)
         return prompt._replace(model=model, agent=agent)
 
     def look_through(self) -> list[str]:
@@ -2087,14 +2089,14 @@ class ModelLine:
                 "what it denies is not denied"
             )
 
-    def rest(self, why: str, announced: float = 0.0) -> float:
-        """Let the one at work rest, as announced or longer each time, and make `current` the next
+    def set_aside(self, why: str, announced: float = 0.0) -> float:
+        """Set the one at work aside, as announced or longer each time, and make `current` the next
         in line; seconds until that one may work."""
         model = self.current
-        self.rests[model] += 1
-        seconds = announced or wait_after(self.rests[model], RATE_LIMIT_WAITS)
-        self.until[model] = self.clock.now + seconds
-        left = self.left(self.choose())
+        self.times_aside[model] += 1
+        seconds = announced or wait_after(self.times_aside[model], RATE_LIMIT_WAITS)
+        self.back_at[model] = self.clock.now + seconds
+        left = self.wait_for(self.choose())
         if not left:
             said = f"{model} rests for {duration(seconds)} ({why}): {self.current} is next"
             self.books.journal.note("retry", said, "warn")
@@ -2103,8 +2105,8 @@ class ModelLine:
     def note_success(self) -> None:
         """The one at work has worked."""
         self.failures.clear()
-        self.until.pop(self.current, None)
-        del self.rests[self.current]
+        self.back_at.pop(self.current, None)
+        del self.times_aside[self.current]
 
     def after(self, result: Result) -> float | End:
         """Seconds to wait before the next iteration, or why the run rests. Raises Problem."""
@@ -2120,7 +2122,7 @@ class ModelLine:
         # Two models that fail by turns would do so for ever.
         has_others = any(self.failures[other] <= most for other in self.others())
         if has_others and (advice or times > most):
-            return self.rest(problem, LONGEST_WAIT)
+            return self.set_aside(problem, LONGEST_WAIT)
         has_worked = self.books.last_worked is not None or result.spend.tokens > 0
         is_hopeless = fault.kind == "configuration" or (bool(advice) and not has_worked)
         if times <= most and not is_hopeless:
@@ -2136,8 +2138,8 @@ class ModelLine:
         if not result.spend.tokens:
             books.waited += result.seconds
         allowed = (self.options.max_wait or NEVER) - books.waited
-        seconds = self.rest(problem, announced)  # `current` is the next one from here on
-        is_fresh = not self.rests[self.current]
+        seconds = self.set_aside(problem, announced)  # `current` is the next one from here on
+        is_fresh = not self.times_aside[self.current]
         if not seconds and is_fresh:
             return 0.0
         # What is announced to come after --max-wait is not waited for.
@@ -2176,7 +2178,7 @@ ATTEMPTS = 4  # one prompt is handed over so often at the most
 SENT_WITHIN = 60.0  # a prompt that is on its way has arrived by then, or is lost
 BEGINS = 3.0  # a prompt that was accepted runs by then; before it does, an interrupt does nothing
 LAST_STEP_WITHIN = 2.0  # at the end of the run a session has so long to tell what it has cost
-INTERRUPT_WITHIN = 15.0  # an interrupted session is at rest by then, or out of our control
+INTERRUPT_WITHIN = 15.0  # an interrupted session is idle by then, or out of our control
 # OpenCode 2 loads models and agents behind the first request: a name that is not listed may come.
 LISTS_REST = 2.0  # where no name is looked for, a list is complete by then
 MISSING_AFTER = 15.0  # a name that is not listed by then does not come
@@ -2222,7 +2224,7 @@ class Run:
         self.reason = ""  # of the stage
         self.stage_since = wall  # in seconds since 1970
         self.exit_status: int | None = None  # once the run has ended
-        self.told_end: End | None = None  # at which it stands; None: it works, or only pauses
+        self.standstill: End | None = None  # at which it stands; None: it works, or only pauses
         # Iterations.
         self.number = 0  # of the newest one
         self.under_way: Talk | None = None  # the session of the one under way, its check included
@@ -2305,10 +2307,10 @@ class Run:
             within = min(until - self.now, ANSWER_WITHIN)
             try:
                 return await self.wait(within, request, lambda: self.server.is_down)
-            except RequestError as said:
-                if said.why != "silent":
+            except RequestError as failure:
+                if failure.why != "silent":
                     raise
-                error = said
+                error = failure
             # Its process may have ended: that is told a moment later, with its last words.
             again_in = min(until - self.now, REPEAT_AFTER)
             await self.wait(again_in, sooner=lambda: self.server.is_down)
@@ -2369,7 +2371,7 @@ class Run:
                 await self.rest(end)
         except Quit as quit:
             self.clock.works = False
-            end = self.told_end or tell_end(self, End("stopping", reason=str(quit)))
+            end = self.standstill or tell_end(self, End("stopping", reason=str(quit)))
             self.show("stopping" if self.attended else end.stage, end.reason)
         return self.status
 
@@ -2439,7 +2441,7 @@ class Run:
                     break
                 self.wanted = False
         self.wanted = has_begun  # R after a start that failed: S is still to be pressed
-        self.told_end = None
+        self.standstill = None
         self.books.plan = Plan()  # what happened to it at rest is a person's
         if end.is_limit:
             self.books.make_room(self.used)
@@ -2485,8 +2487,8 @@ class Run:
             # It is no result, but it has cost something, and may have deleted tasks.
             self.books.note_plan(self.plan)
             self.books.spent = self.books.spent.plus(talk.spent)
-            if outcome is None:  # it was not seen at rest: whoever ends the server stops it
-                self.server.left_session = talk.id
+            if outcome is None:  # it was not seen idle: whoever ends the server stops it
+                self.server.abandoned = talk.id
             raise
         finally:
             self.under_way = None
@@ -2497,14 +2499,14 @@ class Run:
         return result
 
     def new_talk(self) -> Talk:
-        """The next session, which is not made yet: its prompt, with what the loop has to tell."""
-        stuck = self.books.told_of_stuck()
-        near = told_of_near_misses(self.plan)
-        all_told = (self.books.complaint, self.books.told_of_cut(), stuck, near)
-        told = "\n\n".join(filter(None, all_told))
-        prompt = self.model_line.prompt(self.number, told, is_last_try=bool(stuck))
+        """The next session, which is not made yet: its prompt, with the loop's own remarks."""
+        books = self.books
+        stuck = books.remark_on_stuck()
+        near = remark_on_near_misses(self.plan)
+        remarks = "\n\n".join(filter(None, (books.complaint, books.remark_on_cut(), stuck, near)))
+        prompt = self.model_line.prompt(self.number, remarks, is_last_try=bool(stuck))
         if stuck:
-            said = f"nothing was settled ×{len(self.books.unsettled)}"
+            said = f"nothing was settled ×{len(books.unsettled)}"
             self.journal.note("warn", f"{said}: the last try, and the prompt says so", "warn")
         return Talk(with_ids(prompt, self.clock.wall, self.number, self.seed), self)
 
@@ -2523,7 +2525,7 @@ class Run:
         except Quit:  # stop the session, and see what its last step has cost; soon
             if talk.id:
                 with self.shield(Quit, Abort), suppress(RequestError):
-                    await self.comes_to_rest(talk, LAST_STEP_WITHIN)
+                    await self.interrupt_until_idle(talk, LAST_STEP_WITHIN)
             raise
         finally:
             self.talk = None
@@ -2559,7 +2561,7 @@ class Run:
                 talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.seed)
             else:
                 return outcome
-        self.server.leave(talk.id)  # it may begin late
+        self.server.abandon(talk.id)  # it may begin late
         why = f"the prompt was sent {ATTEMPTS} times and never answered"
         return outcome_of(Fault("unknown", why))
 
@@ -2591,17 +2593,17 @@ class Run:
                 with suppress(RequestError):
                     await self.wait(SENT_WITHIN, sending, lambda: self.server.is_down)
                 await self.wait(BEGINS, sooner=lambda: talk.begun_at > 0 or self.server.is_down)
-                rests = await self.comes_to_rest(talk, INTERRUPT_WITHIN)
-                is_stopped = rests and sending.answer is not None
+                is_idle = await self.interrupt_until_idle(talk, INTERRUPT_WITHIN)
+                is_stopped = is_idle and sending.answer is not None
             except RequestError as error:
                 # Ours is down with all that ran there; somebody else's may only be out of reach.
                 is_ended = self.server.is_down and not self.options.server
                 is_stopped = is_ended or error.why == "gone"
         if not is_stopped:
-            self.server.leave(talk.id)
+            self.server.abandon(talk.id)
 
-    async def comes_to_rest(self, talk: Talk, within: float) -> bool:
-        """Interrupt a session until it rests, for so long; whether it does. Raises RequestError."""
+    async def interrupt_until_idle(self, talk: Talk, within: float) -> bool:
+        """Interrupt a session until it is idle, for so long; whether it is. Raises RequestError."""
         until = self.now + within
         again_at = self.now
         while self.now < until:
@@ -2616,19 +2618,19 @@ class Run:
             await self.wait(min(until - self.now, LOOK_AGAIN))
         return False
 
-    async def stop_left_session(self) -> None:
+    async def stop_abandoned(self) -> None:
         """On a server that is not ours it may still be at work."""
         self.journal.note("warn", "an earlier session was left here: stopping it", "warn")
         talk = Talk(Prompt(""), self)
-        talk.id = self.server.left_session
+        talk.id = self.server.abandoned
         try:
-            if not await self.comes_to_rest(talk, INTERRUPT_WITHIN):
+            if not await self.interrupt_until_idle(talk, INTERRUPT_WITHIN):
                 self.journal.note("warn", "it does not stop, and may work beside this run", "warn")
         except RequestError as error:
             if error.why == "silent":
                 self.server.lose(str(error))  # the next start comes here again
                 return
-        self.server.left_session = ""
+        self.server.abandoned = ""
 
     async def run_check(self) -> str:
         """Have --check run: passed, failed or interrupted. Raises Problem where there is no such
@@ -2799,7 +2801,7 @@ class Run:
             return
         self.mind_at = self.now + MIND_EVERY
         files = self.files
-        if not files.reading and self.now >= files.read_at and not self.told_end:
+        if not files.reading and self.now >= files.read_at and not self.standstill:
             self.read_again()
         if self.talk:
             self.talk.mind()
@@ -2809,7 +2811,7 @@ class Run:
     @property
     def status(self) -> int:
         """The exit status, if it ended now: while it works only a person does that."""
-        return self.told_end.status if self.told_end else 130
+        return self.standstill.status if self.standstill else 130
 
     @property
     def shown_state(self) -> str:
@@ -2926,10 +2928,10 @@ class Keys:
             return {"any key": "back", "Q": "quit"}
         if run.stage == "complete":
             uses.update(S="go on", Space="", R="")
-        elif run.stage == "paused" and not run.told_end:
+        elif run.stage == "paused" and not run.standstill:
             uses.update(Space="go on", R="")
         elif run.stage in ("paused", "error"):  # R alone goes beyond a limit
-            is_limit = run.told_end and run.told_end.is_limit
+            is_limit = run.standstill and run.standstill.is_limit
             uses["R"] = "raise the limit" if is_limit else "retry"
         elif run.wanted or run.clock.works:
             uses["Space"] = "pause" if run.wanted else "go on"
@@ -2967,7 +2969,7 @@ class Supervisor:
         self.measure_at = 0.0
         self.most_memory = float(run.options.server_memory or NEVER)  # MiB
         self.replace = False  # before the next iteration: it grew, or a session may work on in it
-        self.left_session = ""  # the last one, where it may still be at work
+        self.abandoned = ""  # the last one, where it may still be at work
 
     def note(self, text: str, tone: str) -> None:
         self.run.journal.note("server", text, tone)
@@ -2992,17 +2994,17 @@ class Supervisor:
         self.launch += 1
         self.replace = False
 
-    def leave(self, session: str) -> None:
+    def abandon(self, session: str) -> None:
         """It may be at work still, and must not run beside the next one: that gets a new server."""
-        self.left_session = session
+        self.abandoned = session
         self.replace = True
 
     async def stop(self) -> None:
         """Interrupt the session that was left, and end the server, where it is ours."""
         self.let_go()
-        request = self.run.request("stop_server", self.left_session)
+        request = self.run.request("stop_server", self.abandoned)
         if not self.options.server:  # ours takes it along; else `bring_up` stops it
-            self.left_session = ""
+            self.abandoned = ""
         with suppress(RequestError, Problem):  # it was noted
             await self.run.wait(ANSWER_WITHIN, request)
 
@@ -3015,8 +3017,8 @@ class Supervisor:
             await self.start_until_up()
         if self.run.talk:
             self.run.talk.find_server()
-        elif self.left_session:
-            await self.run.stop_left_session()
+        elif self.abandoned:
+            await self.run.stop_abandoned()
 
     async def start_until_up(self) -> None:
         began = self.run.now
@@ -3111,7 +3113,7 @@ class Supervisor:
             self.note(said + " in the midst" * is_bursting, "warn")
         if is_bursting:
             with self.run.shield(Abort), suppress(RequestError):
-                await self.run.comes_to_rest(talk, INTERRUPT_WITHIN)
+                await self.run.interrupt_until_idle(talk, INTERRUPT_WITHIN)
             talk.lose_server()
             await self.bring_up()
 
@@ -3160,13 +3162,13 @@ class Files:
             self.prompt_text = read.prompt or ""
 
 
-# ---- what is told of a run -----------------------------------------------------------------------
-# Words and records for people, logs and other programs, computed from the state of the run.
+# ---- reports -------------------------------------------------------------------------------------
+# Words and records of a run for people, logs and other programs, computed from its state.
 
 
 def tell_end(run: Run, end: End) -> End:
     """Tell everybody why it ends, or rests."""
-    run.told_end = end
+    run.standstill = end
     events = {0: ("complete", "good"), 1: ("failed", "bad")}
     event, tone = events.get(end.status, ("stopped", "warn"))
     run.journal.note("end", end.reason, tone, record=end_record(run, event, end))
@@ -3375,10 +3377,10 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
     state, ended = run.shown_state, None
     if status is not None:
         state = "ended"
-        # When it was told: it may have been looked at for hours before somebody pressed Q.
-        told = (entry.time for entry in run.journal.entries if entry.kind == "end")
-        ended = max(told, default=run.clock.wall)
-    elif run.told_end:
+        # When that was noted: it may have been looked at for hours before somebody pressed Q.
+        noted = (entry.time for entry in run.journal.entries if entry.kind == "end")
+        ended = max(noted, default=run.clock.wall)
+    elif run.standstill:
         status = run.status
     record: Json = {  # as it was said: `status` makes it printable
         "plan": run.options.plan,
@@ -3582,7 +3584,7 @@ def reason_row(run: Run) -> Row:
     elif run.wait_until is not None:
         left = run.wait_until - run.now
         reason = f"again at {time_of_day(run.clock.wall + left)}, in {duration(left)}: {reason}"
-    elif run.files.trouble and not run.told_end:
+    elif run.files.trouble and not run.standstill:
         reason = run.files.trouble
     task = run.under_way.task if run.under_way else run.plan.current
     if task and not reason:
@@ -3760,8 +3762,8 @@ def footer(picture: Picture) -> Row:
 
 def help_rows(width: int) -> list[Row]:
     rows: list[Row] = []
-    for key, told in KEYS:
-        for at, line in enumerate(wrap(told, width - 9)):
+    for key, what in KEYS:
+        for at, line in enumerate(wrap(what, width - 9)):
             rows.append([(0, "accent bold", f" {'' if at else key:<6}"), (0, "", f" {line}")])
     signs = ", ".join(f"{sign}\xa0{name}" for name, (sign, _style) in TASK_SIGNS.items())
     others = "×2 in two iterations; tokens: ↑ in, ↓ out, ⟳ from the cache; ≈ about; bar: ▒ blocked"
@@ -3869,7 +3871,7 @@ def journal_rows(picture: Picture, width: int, height: int, scroll: Scroll) -> l
 
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
 REQUEST_TIMEOUT = 20.0
-IDLE_FOR = 2.0  # a connection rests; later it may be dead without a sign
+IDLE_FOR = 2.0  # a connection is kept; later it may be dead without a sign
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
@@ -3880,26 +3882,26 @@ Verdict = tuple[str, Union[Fault, None]]  # as in Polled
 Listed = tuple[tuple[Ask, ...], tuple[str, ...]]  # what is asked, the kinds that were not listed
 
 
-def spend_of(told: Json) -> Spend:
+def spend_of(source: Json) -> Spend:
     """What a session, a message or a step has used."""
-    tokens = as_dict(told, "tokens")
+    tokens = as_dict(source, "tokens")
     output = as_int(tokens, "output") + as_int(tokens, "reasoning")
     cached = as_int(tokens, "cache", "read") + as_int(tokens, "cache", "write")
-    return Spend(as_float(told, "cost"), as_int(tokens, "input"), output, cached)
+    return Spend(as_float(source, "cost"), as_int(tokens, "input"), output, cached)
 
 
-def message_from(session: str, message: str, told: Json, is_over: bool) -> Message:
+def message_from(session: str, message: str, info: Json, is_over: bool) -> Message:
     """A message of OpenCode 1, or a step of OpenCode 2."""
     # OpenCode 1 has the model's ids in the message, where `id` is the message's own.
-    model = told.get("model") or {**told, "id": ""}
+    model = info.get("model") or {**info, "id": ""}
     return Message(
         session,
         message,
-        spend_of(told),
+        spend_of(info),
         model=without_variant(name_of_model(model)),
-        agent=as_text(told, "agent"),
-        parent=as_text(told, "parentID"),
-        ended=ENDED.get(as_text(told, "finish"), "answered"),
+        agent=as_text(info, "agent"),
+        parent=as_text(info, "parentID"),
+        ended=ENDED.get(as_text(info, "finish"), "answered"),
         complete=is_over,
     )
 
@@ -3931,13 +3933,15 @@ def in_words(ask: Ask, message: str) -> list[str]:
     return [*ask.answers, *[message] * (len(ask.questions) - len(ask.answers))]
 
 
-def retry_of(session: str, told: Json) -> Activity:
+def retry_of(session: str, status: Json) -> Activity:
     """OpenCode tries again at a time told in ms since 1970."""
-    wait = as_float(told.get("next") or told.get("at")) / 1000 - time.time()
-    attempt = as_int(told, "attempt")
-    if "at" in told:
+    wait = as_float(status.get("next") or status.get("at")) / 1000 - time.time()
+    attempt = as_int(status, "attempt")
+    if "at" in status:
         attempt = max(1, attempt - 1)  # OpenCode 2 counts the one to come, not the one that failed
-    message = as_text(told.get("message") or dig(told, "error", "message") or "the provider failed")
+    message = as_text(
+        status.get("message") or dig(status, "error", "message") or "the provider failed"
+    )
     return Activity(session, "retrying", attempt, min(wait, LONGEST_TIME), message)
 
 
@@ -3983,21 +3987,21 @@ def fault_of(error: Any) -> Fault | None:
     name = first_text(error, "name", "type")
     if not name:
         return None
-    told = as_dict(error, "data") or as_dict(error)
-    message = re.split(r"\n\s+at ", as_text(told, "message"))[0].strip() or name
+    data = as_dict(error, "data") or as_dict(error)
+    message = re.split(r"\n\s+at ", as_text(data, "message"))[0].strip() or name
     real_name, _, rest = message.partition(": ")
     if name == "UnknownError" and real_name in FAULT_KINDS:
         name, message = real_name, rest
     kind = FAULT_KINDS.get(name, "")
     missing = NOT_THERE.match(message)
     if not kind and (name == "APIError" or name.startswith("provider.")):
-        code = as_int(told.get("statusCode") or told.get("status"))
-        is_outage = code >= 500 or (not code and told.get("isRetryable") is True)
+        code = as_int(data.get("statusCode") or data.get("status"))
+        is_outage = code >= 500 or (not code and data.get("isRetryable") is True)
         kind = CODE_KINDS.get(code, "outage" if is_outage else "provider")
     elif not kind and missing:
         kind = "no-agent" if missing[1] == "Agent" else "no-model"
-    wait = as_float(told, "retryAfterMs") / 1000
-    announced = as_text(told, "responseHeaders", "retry-after")
+    wait = as_float(data, "retryAfterMs") / 1000
+    announced = as_text(data, "responseHeaders", "retry-after")
     if re.fullmatch(r"\d{1,9}(\.\d+)?", announced):  # else it is a date, or none
         wait = float(announced)
     return Fault(kind or "unknown", message, min(max(0.0, wait), LONGEST_TIME))
@@ -4078,7 +4082,7 @@ class Client:
         self.process = process  # the server's, where it is ours
         self.patience = NEVER  # no request may take longer, in seconds
         self.stream: socket.socket | None = None  # of the events
-        # Connections that rest, since then: to make one takes longer than a request.
+        # Connections that are kept, since then: to make one takes longer than a request.
         self.idle: list[tuple[Any, float]] = []
         self.most_idle = 8
         self.headers = {"Content-Type": "application/json"}
@@ -4105,7 +4109,7 @@ class Client:
         import http.client
 
         connection: Any = None
-        with suppress(IndexError):  # none rests
+        with suppress(IndexError):  # none is kept
             connection, since = self.idle.pop()
             if not 0 <= time.time() - since < IDLE_FOR:
                 connection.close()
@@ -4167,28 +4171,28 @@ class Client:
             if answer.length:
                 raise ValueError("the answer was cut off")
         route = f"{method} {path}"
-        said, is_json = None, True
+        decoded, is_json = None, True
         try:
-            said = json.loads(raw.strip() or b"null")
+            decoded = json.loads(raw.strip() or b"null")
         except RecursionError:  # a model's doing: the server is not to blame
             raise RequestError(400, f"{route}: the answer is nested too deep") from None
         except ValueError:
             is_json = False
         if answer.status >= 400:
-            raise refusal(answer.status, said, route)
+            raise refusal(answer.status, decoded, route)
         if answer.status >= 300 or not is_json:  # an unknown route gives a page
             raise RequestError(502, f"{route} was not answered with JSON", "NotJSON")
-        return said
+        return decoded
 
 
-def refusal(code: int, said: Any, route: str) -> RequestError:
+def refusal(code: int, answer: Any, route: str) -> RequestError:
     """An answer that is not 2xx, in the server's own words."""
-    details = as_dict(said, "data")
+    details = as_dict(answer, "data")
     issues = [as_text(issue, "message") for issue in dicts(details, "issues")]
-    words = [as_text(details, "path"), as_text(details, "message"), as_text(said, "message")]
+    words = [as_text(details, "path"), as_text(details, "message"), as_text(answer, "message")]
     lines = "\n".join(filter(None, [*words, "; ".join(issues)])).split("\n")
     message = " ".join(without_secrets(lines)).strip()
-    name = first_text(said, "name", "_tag", "code")
+    name = first_text(answer, "name", "_tag", "code")
     return RequestError(code, message or f"{route} was answered with {code}", name)
 
 
@@ -4208,14 +4212,14 @@ class OpenCode:
     interrupt_word = "abort"
     asks_paths = ("/permission", "/question")
     always_lasts = "until the server ends"
-    asks_at_rest = False  # at rest nothing is asked, yet it may list some
-    rests_between_runs = False  # one look alone may fall between two runs
+    asks_while_idle = False  # an idle session asks nothing, yet the server may list some
+    idles_between_runs = False  # one look alone may fall between two runs
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
         self.options = options
         self.known = Setup()
-        self.resting = ""  # the session that was seen at rest once
+        self.seen_idle = ""  # the session that was seen idle once
         self.prompts: set[str] = set()  # user messages, whose texts are no answers
 
     def path(self, path: str) -> str:
@@ -4335,16 +4339,16 @@ class OpenCode:
         for member in family.values():
             spent = spent.plus(spend_of(member))
         working = self.at_work(family)
-        asks, unlisted = self.asks() if working or self.asks_at_rest else (None, ())
+        asks, unlisted = self.asks() if working or self.asks_while_idle else (None, ())
         polled = Polled("idle", "", None, spent, tuple(family)[1:], asks, unlisted)
-        # A subagent may work on while its parent rests: then there is no verdict.
+        # A subagent may work on while its parent is idle: then there is no verdict.
         if working or any(ask.session in family for ask in asks or ()):
-            self.resting = ""
+            self.seen_idle = ""
             retries = (self.retry(id, status) for id, status in working.items())
             retry = next(filter(None, retries), None)
             polled = polled._replace(activity="working", retry=retry, is_alive=self.prints(family))
-        elif self.rests_between_runs and self.resting != session:
-            self.resting = session
+        elif self.idles_between_runs and self.seen_idle != session:
+            self.seen_idle = session
             return polled._replace(is_unsure=True)
         if polled.activity == "idle" or (wants_verdict and session in working):
             try:
@@ -4389,7 +4393,7 @@ class OpenCode:
         return False
 
     def interrupt(self, session: str, prompt: Prompt) -> None:
-        """Stop a session, and what works on for it in the background; it may rest later."""
+        """Stop a session, and what works for it in the background; it may be idle only later."""
         self.request("POST", f"/session/{session}/{self.interrupt_word}", {})  # at once
         for id in self.at_work(self.family(session)):
             if id != session:
@@ -4424,9 +4428,9 @@ class OpenCode:
     def question(self, asked: Json) -> Ask:
         """Of OpenCode 1, or a form of OpenCode 2."""
         questions: list[Question] = []
-        for told in dicts(asked, "questions") or dicts(asked, "fields"):
-            text = first_text(told, "question", "description", "title", "key")
-            options = dicts(told, "options")
+        for field in dicts(asked, "questions") or dicts(asked, "fields"):
+            text = first_text(field, "question", "description", "title", "key")
+            options = dicts(field, "options")
             choices = [(as_text(one, "label"), as_text(one, "description")) for one in options]
             questions.append(Question(text, tuple(choices)))
         detail = " / ".join(question.text for question in questions)
@@ -4440,77 +4444,77 @@ class OpenCode:
             body = {"answers": [[said] for said in in_words(ask, message)]}
         self.request("POST", f"/{ask.kind}/{ask.id}/reply", body)
 
-    def decode_ask(self, session: str, type: str, told: Json) -> SessionEvent:
+    def decode_ask(self, session: str, type: str, asked: Json) -> SessionEvent:
         """An event about a permission or a question."""
         kind, _, what = type.partition(".")
         if what in ("asked", "created"):
-            ask = self.permission(told) if kind == "permission" else self.question(told)
+            ask = self.permission(asked) if kind == "permission" else self.question(asked)
             return ask if ask.id else Alive(session)
         if what in ("replied", "rejected", "cancelled"):
-            is_refused = told.get("reply") == "reject" or what != "replied"
-            return Answered(session, first_text(told, "requestID", "id"), is_refused)
+            is_refused = asked.get("reply") == "reject" or what != "replied"
+            return Answered(session, first_text(asked, "requestID", "id"), is_refused)
         return Alive(session)
 
     def decode(self, event: Any) -> list[SessionEvent | Edited]:
         type = as_text(event, "type")
-        told = as_dict(event, "properties")
-        info = as_dict(told, "info")
-        part = as_dict(told, "part")
+        properties = as_dict(event, "properties")
+        info = as_dict(properties, "info")
+        part = as_dict(properties, "part")
         own_id = info.get("id") if type.startswith("session.") else None
-        known = told.get("sessionID") or part.get("sessionID") or info.get("sessionID")
+        known = properties.get("sessionID") or part.get("sessionID") or info.get("sessionID")
         session = as_id(known or own_id)
-        fault = fault_of(told.get("error"))
-        status = "idle" if type == "session.idle" else dig(told, "status", "type")
-        said: SessionEvent | Edited = Alive(session)
+        fault = fault_of(properties.get("error"))
+        status = "idle" if type == "session.idle" else dig(properties, "status", "type")
+        heard: SessionEvent | Edited = Alive(session)
         if type == "file.edited":
-            return [Edited(as_text(told, "file"))]
+            return [Edited(as_text(properties, "file"))]
         if not session:
             return []
         if type.startswith(("permission.", "question.")):
-            said = self.decode_ask(session, type, told)
+            heard = self.decode_ask(session, type, properties)
         elif type == "session.created":
-            said = Child(as_text(info, "parentID"), session)
+            heard = Child(as_text(info, "parentID"), session)
         elif status in ("idle", "busy"):
-            said = Activity(session, "idle" if status == "idle" else "working")
+            heard = Activity(session, "idle" if status == "idle" else "working")
         elif status == "retry":
-            said = retry_of(session, as_dict(told, "status"))
+            heard = retry_of(session, as_dict(properties, "status"))
         elif type == "session.error" and fault:
-            said = Broke(session, fault)
+            heard = Broke(session, fault)
         elif type == "session.compacted":
-            said = Activity(session, "compacted")
+            heard = Activity(session, "compacted")
         elif type == "message.updated" and info.get("role") == "user":
             self.prompts.add(as_text(info, "id"))
         elif type == "message.updated":
             is_over = bool(dig(info, "time", "completed"))
-            said = message_from(session, as_text(info, "id"), info, is_over)
+            heard = message_from(session, as_text(info, "id"), info, is_over)
             if not is_over or info.get("summary") is True:  # a compaction's is no answer
-                said = said._replace(ended="")
+                heard = heard._replace(ended="")
         elif type == "message.part.updated":
-            said = self.decode_part(session, part)
+            heard = self.decode_part(session, part)
         elif type == "message.part.delta":
-            said = Delta(session, as_text(told, "partID"), as_text(told, "delta"))
-        return [said]
+            heard = Delta(session, as_text(properties, "partID"), as_text(properties, "delta"))
+        return [heard]
 
     def decode_part(self, session: str, part: Json) -> SessionEvent:
         message = as_text(part, "messageID")
         kind = {"text": "text", "reasoning": "think", "tool": "tool"}.get(as_text(part, "type"))
         if not kind or message in self.prompts or part.get("synthetic"):
             return Alive(session)  # not the agent's
-        told = as_dict(part, "state")  # of a tool
-        given = as_dict(told, "input")
+        state_of_tool = as_dict(part, "state")  # of a tool
+        given = as_dict(state_of_tool, "input")
         tool = (as_text(part, "tool") or "tool") if kind == "tool" else ""
-        argument = argument_of(given, self.options.directory, as_text(told, "title"))
+        argument = argument_of(given, self.options.directory, as_text(state_of_tool, "title"))
         states = {"completed": "done", "error": "failed"}
         has_ended = dig(part, "time", "end")  # of a text or a thought
-        state = states.get(as_text(told, "status"), "done" if has_ended else "running")
+        state = states.get(as_text(state_of_tool, "status"), "done" if has_ended else "running")
         return Part(
             session,
             as_text(part, "id"),
             kind,
             state,
-            text=as_text(told, "error") or as_text(part, "text"),
+            text=as_text(state_of_tool, "error") or as_text(part, "text"),
             tool=tool,
-            argument=argument + change_of([as_dict(told, "metadata", "filediff")]),
+            argument=argument + change_of([as_dict(state_of_tool, "metadata", "filediff")]),
             call=call_id(tool, given) if tool and state != "running" else 0,
         )
 
@@ -4531,8 +4535,8 @@ class OpenCode2(OpenCode):
     interrupt_word = "interrupt"
     asks_paths = ("/permission/request", "/form")
     always_lasts = "in this project from now on"
-    asks_at_rest = True
-    rests_between_runs = True
+    asks_while_idle = True
+    idles_between_runs = True
 
     def __init__(self, client: Client, options: Options) -> None:
         super().__init__(client, options)
@@ -4573,7 +4577,7 @@ class OpenCode2(OpenCode):
     def send(self, session: str, prompt: Prompt) -> None:
         """What was not delivered of earlier attempts must not run beside this one."""
         ids = ids_of_attempts(prompt)
-        self.resting = ""
+        self.seen_idle = ""
         self.withdraw(session, ids[:-1])
         self.request("POST", f"/session/{session}/prompt", {"id": ids[-1], "text": prompt.text})
 
@@ -4617,7 +4621,7 @@ class OpenCode2(OpenCode):
         newest = ids[-1] if ids else ""
         delivered = newest if len(messages) >= 200 else ""  # ours may be further back
         step: Json = {}  # the last one behind our prompt
-        idle: Json = {}  # how the session came to rest after that step
+        idle: Json = {}  # how the session became idle after that step
         for message in messages:
             if message.get("id") in ids:
                 delivered = as_text(message, "id")
@@ -4698,18 +4702,18 @@ class OpenCode2(OpenCode):
         fault = fault_of(data.get("error"))
         broke = [Broke(session, fault)] if fault else []
         working = Activity(session, "working")
-        said: SessionEvent = Alive(session)
+        heard: SessionEvent = Alive(session)
         if type == "filesystem.changed":
             place = as_text(event, "location", "directory")
             return [Edited(os.path.join(place, as_text(data, "file")))]
         if not session:
             return []
         if area in ("permission", "form"):
-            said = self.decode_ask(session, type, as_dict(data, "form") or data)
+            heard = self.decode_ask(session, type, as_dict(data, "form") or data)
         elif area == "created":
-            said = Child(as_text(data, "parentID"), session)
+            heard = Child(as_text(data, "parentID"), session)
         elif type == "session.inbox.enqueued" and dig(data, "item", "type") == "synthetic":
-            said = Activity(session, "woke")  # nobody typed it
+            heard = Activity(session, "woke")  # nobody typed it
         elif area == "execution":
             return [working] if what == "started" else [*broke, Activity(session, "idle")]
         elif area == "step" and what in ("started", "ended", "failed"):
@@ -4717,19 +4721,19 @@ class OpenCode2(OpenCode):
             spent = message_from(session, message, data, what != "started")
             return [working, spent] if what == "started" else [spent, *broke]
         elif type == "session.retry.scheduled":
-            said = retry_of(session, data)
+            heard = retry_of(session, data)
         elif type == "session.compaction.ended":
-            said = Activity(session, "compacted")
+            heard = Activity(session, "compacted")
         elif area in ("text", "reasoning"):
             kind = "text" if area == "text" else "think"
             key = f"{message} {kind} {as_int(data, 'ordinal')}"
             state = "done" if what == "ended" else "running"
-            said = Part(session, key, kind, state, as_text(data, "text"))
+            heard = Part(session, key, kind, state, as_text(data, "text"))
             if what == "delta":
-                said = Delta(session, key, as_text(data, "delta"))
+                heard = Delta(session, key, as_text(data, "delta"))
         elif area == "tool":
-            said = self.decode_tool(session, message, what, data)
-        return [said]
+            heard = self.decode_tool(session, message, what, data)
+        return [heard]
 
     def decode_tool(self, session: str, message: str, what: str, data: Json) -> SessionEvent:
         """Its name comes first, then its input, then its end. Its id is its own in its message."""
@@ -4915,8 +4919,8 @@ def list_processes() -> list[Process]:
     """All processes; none where there is no `ps` either, or it takes other options."""
     found = []
     if not os.path.isdir(f"{PROC}/self"):
-        told = said_by(PS, 5.0) or b""
-        rows = re.findall(r"(?m)^ *(\d+) +(\d+) +(\d+) (.*)", told.decode("utf-8", "replace"))
+        listed = said_by(PS, 5.0) or b""
+        rows = re.findall(r"(?m)^ *(\d+) +(\d+) +(\d+) (.*)", listed.decode("utf-8", "replace"))
         for pid, group, memory, words in rows:
             marks = re.findall(rf"(?:^| ){MARK}=(\S*)", words)
             found.append(Process(int(pid), int(group), int(memory), marks))
@@ -4950,7 +4954,7 @@ def wait_for_end(process: Popen, seconds: float) -> int | None:
     return None
 
 
-def signal_group(process: Popen, number: int) -> bool:
+def signal_group(process: Popen, signum: int) -> bool:
     """Signal a child's process group; whether anything of it is left. While anything is, no new
     process is given its number: whoever has it after the child was reaped is somebody else."""
     with suppress(OSError):
@@ -4958,7 +4962,7 @@ def signal_group(process: Popen, number: int) -> bool:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, 0)  # somebody else has its number by now
                 return False
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signum)
         return True
     return False
 
@@ -4966,9 +4970,9 @@ def signal_group(process: Popen, number: int) -> bool:
 def end_group(process: Popen, mark: str) -> None:
     """End a child's process group: SIGTERM, a second later SIGKILL, until nothing of it is left;
     then SIGKILL to what carries the mark: tools that went into groups of their own."""
-    for number, seconds in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 2.0)):
+    for signum, seconds in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 2.0)):
         until = time.monotonic() + seconds
-        is_left = signal_group(process, number)
+        is_left = signal_group(process, signum)
         while is_left and time.monotonic() < until:
             time.sleep(0.01)
             process.poll()
@@ -5003,17 +5007,17 @@ def lend_libraries(folder: str, environment: dict[str, str]) -> None:
     """Have them unpacked in that folder ("": there is none), while nobody else can write there."""
     if not folder:
         return
-    with suppress(OSError), private(os.path.dirname(folder)), private(folder) as number:
-        if not os.fstatvfs(number).f_flag & getattr(os, "ST_NOEXEC", 0):
+    with suppress(OSError), private(os.path.dirname(folder)), private(folder) as fd:
+        if not os.fstatvfs(fd).f_flag & getattr(os, "ST_NOEXEC", 0):
             environment.setdefault("BUN_TMPDIR", folder)  # a person's own is kept
 
 
 def remove_libraries(folder: str, before: float = NEVER) -> None:
     """Remove the libraries in it that were written before then; with all of them the folder."""
-    with suppress(OSError), private(folder) as number:
-        for name in filter(re.compile(LIBRARY).fullmatch, os.listdir(number)):
-            if os.stat(name, dir_fd=number, follow_symlinks=False).st_mtime < before:
-                os.unlink(name, dir_fd=number)
+    with suppress(OSError), private(folder) as fd:
+        for name in filter(re.compile(LIBRARY).fullmatch, os.listdir(fd)):
+            if os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime < before:
+                os.unlink(name, dir_fd=fd)
         if before == NEVER:
             os.rmdir(folder)
 
@@ -5102,9 +5106,9 @@ class Outside:
         self.checking = threading.Lock()  # held while the check runs
         self.check_is_wanted = False
         self.notifying: threading.Thread | None = None  # the last one
-        self.requests: queue.SimpleQueue[Request] = queue.SimpleQueue()  # for threads that rest
-        self.resting = threading.Semaphore(0)  # as many as these
-        self.left_session = ""  # on somebody else's server, where it could not be stopped
+        self.requests: queue.SimpleQueue[Request] = queue.SimpleQueue()  # for free threads
+        self.free_threads = threading.Semaphore(0)  # counts them
+        self.abandoned = ""  # on somebody else's server, where it could not be stopped
 
     def make(self, request: Request) -> None:
         # Not on their threads, of which the later one may be the first to run.
@@ -5112,7 +5116,7 @@ class Outside:
             self.check_is_wanted = request.name == "run_check"
         if request.name == "notify":
             self.notifying = in_thread(self._make, request)
-        elif self.resting.acquire(blocking=False):  # quicker than a new thread
+        elif self.free_threads.acquire(blocking=False):
             self.requests.put(request)
         elif threading.active_count() <= MOST_THREADS:
             in_thread(self._make_more, request)
@@ -5120,10 +5124,10 @@ class Outside:
             self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
 
     def _make_more(self, request: Request) -> None:
-        """Make this one, then what comes while nobody else rests."""
+        """Make this one, then others: a thread that is there is quicker than a new one."""
         while True:
             self._make(request)
-            self.resting.release()
+            self.free_threads.release()
             request = self.requests.get()
 
     def _make(self, request: Request) -> None:
@@ -5243,7 +5247,7 @@ class Outside:
             with self.process_lock:
                 process, dialect = self.process, self.dialect
                 self.process = self.dialect = None
-            self.left_session = session if self.options.server else ""
+            self.abandoned = session if self.options.server else ""
             if dialect:
                 in_thread(self._say_farewell, dialect, session).join(FAREWELL_WITHIN)
             if self.reader:
@@ -5267,7 +5271,7 @@ class Outside:
             elif session:
                 time.sleep(1.6)  # a prompt that begins late was not stopped by that
                 dialect.interrupt(session, Prompt(""))
-            self.left_session = ""
+            self.abandoned = ""
 
     def measure_server(self) -> int:
         """Resident MiB of its process group; the libraries grow as the night goes on, too."""
@@ -5628,15 +5632,15 @@ def why_no_screen() -> str:
 LARGEST_TEXT = 10 << 20  # bytes of a plan or prompt: a plan of that size takes seconds to read
 
 
-def read_whole(number: int, most: int) -> str:
+def read_whole(fd: int, limit: int) -> str:
     """The text of an open file, which is closed. OSError when it is none, or larger."""
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
         raise OSError(0, "it is not a file")
-    with os.fdopen(number, "rb") as file:
-        raw = file.read(most + 1) or b""  # some of the system's own wait for more: None
-    if len(raw) > most:
-        raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB")
+    with os.fdopen(fd, "rb") as file:
+        raw = file.read(limit + 1) or b""  # some of the system's own wait for more: None
+    if len(raw) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit >> 20} MiB")
     is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return raw.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
 
@@ -5669,18 +5673,18 @@ class Log:
         how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
         if not self.path.startswith("/dev/"):
             how |= os.O_NOFOLLOW  # whoever may write into its folder could put a link there
-        number = os.open(self.path, how, 0o600)  # a pipe without a reader: an error
-        before = os.fstat(number)
+        fd = os.open(self.path, how, 0o600)  # a pipe without a reader: an error
+        before = os.fstat(fd)
         try:
             if before.st_uid not in (0, os.getuid()):
                 raise PermissionError(errno.EPERM, "it is somebody else's")
             while left:
-                left = left[os.write(number, left) :]
+                left = left[os.write(fd, left) :]
         finally:
             if left:
                 with suppress(OSError):
-                    os.ftruncate(number, before.st_size)  # not of a pipe
-            os.close(number)
+                    os.ftruncate(fd, before.st_size)  # not of a pipe
+            os.close(fd)
 
     def line(self, entry: Entry) -> str:
         record = {
@@ -5750,15 +5754,15 @@ class RunFile:
         it, another OSError where it is not there, or no lock can be had."""
         if self.folder:
             flags = os.O_RDWR | os.O_CREAT if how == fcntl.LOCK_EX else os.O_RDONLY
-            number = open_ours(self.folder, self.lock_name, flags)
+            fd = open_ours(self.folder, self.lock_name, flags)
         else:
-            number = os.open(self.home, os.O_RDONLY)
+            fd = os.open(self.home, os.O_RDONLY)
         try:
-            fcntl.flock(number, how | fcntl.LOCK_NB)
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
         except OSError:
-            os.close(number)
+            os.close(fd)
             raise
-        return number
+        return fd
 
     def write(self, record: Json) -> None:
         """Replace the state file at once and whole. Raises OSError."""
@@ -5771,8 +5775,8 @@ class RunFile:
         with private(self.folder) as folder:
             draft = f"{self.name}.{os.urandom(8).hex()}"
             try:
-                number = open_ours(self.folder, draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-                with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+                fd = open_ours(self.folder, draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
                     file.write(json.dumps(record))  # `dump` is three times as slow
                 os.replace(draft, self.name, src_dir_fd=folder, dst_dir_fd=folder)
             except OSError:  # a full disk
@@ -5808,26 +5812,26 @@ def private(folder: str) -> Iterator[int]:
     """The descriptor of a folder of our own, which is made where it is missing. OSError where it
     is a link, or somebody else may write into it."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        found = os.fstat(number)
+        found = os.fstat(fd)
         is_ours = found.st_uid == os.getuid() and not found.st_mode & 0o022
         if not (is_ours and os.access(folder, os.W_OK | os.X_OK)):
             raise PermissionError(errno.EPERM, "it cannot be written, or others may write into it")
-        yield number
+        yield fd
     finally:
-        os.close(number)
+        os.close(fd)
 
 
 def open_ours(folder: str, name: str, flags: int) -> int:
     """Open a file of ours in a folder of our own, never by way of a link."""
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK
     with private(folder) as place:
-        number = os.open(name, flags, 0o600, dir_fd=place)
-    if os.fstat(number).st_uid != os.getuid():
-        os.close(number)
+        fd = os.open(name, flags, 0o600, dir_fd=place)
+    if os.fstat(fd).st_uid != os.getuid():
+        os.close(fd)
         raise PermissionError(errno.EPERM, "it is somebody else's")
-    return number
+    return fd
 
 
 def private_folder() -> tuple[str, str]:
@@ -5919,9 +5923,9 @@ class Driver:
         screen = CursesScreen if self.run.options.attended else LineScreen
         self.screen = screen(self.inbox.put)
         sys.setswitchinterval(0.0005)  # a frame that is laid out must not hold up a request
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup, or in a script's `… &`
-                signal.signal(number, self._take_signal)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+            if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup, or in a script's `… &`
+                signal.signal(signum, self._take_signal)
         threading.excepthook = lambda args: self.inbox.put(args.exc_value)
         try:
             in_thread(self._note_commit)
@@ -5941,15 +5945,15 @@ class Driver:
             self._leave()
         return self.run.exit_status
 
-    def _take_signal(self, number: int, frame: Any) -> None:
+    def _take_signal(self, signum: int, frame: Any) -> None:
         screen = self.screen
-        if number == signal.SIGHUP:
+        if signum == signal.SIGHUP:
             self.inbox.put(ScreenLost("the terminal is gone (SIGHUP)"))
-        elif number == signal.SIGINT and isinstance(screen, CursesScreen) and self.run.attended:
+        elif signum == signal.SIGINT and isinstance(screen, CursesScreen) and self.run.attended:
             if screen.handed is None:  # else ctrl-c is not for us
                 self.inbox.put(Key("q"))  # asks once, as Q does: it may be meant for another
         else:
-            self.inbox.put(Signalled(signal.Signals(number).name))
+            self.inbox.put(Signalled(signal.Signals(signum).name))
 
     def _note_commit(self) -> None:
         self.commit = git(self.run.options.directory, "rev-parse", "HEAD") or ""
@@ -5999,8 +6003,8 @@ class Driver:
         record = record_of(self.run, self.outside, status, self.commit)
         if status == 130 and not self.run.number and self.before:  # somebody has only looked
             record = {**self.before, "pid": os.getpid()}
-        if self.outside.left_session:  # the next run stops it
-            record.update(server=self.run.options.server, session=self.outside.left_session)
+        if self.outside.abandoned:  # the next run stops it
+            record.update(server=self.run.options.server, session=self.outside.abandoned)
         job = partial(self.run_file.write, record)
         self.writer.put(job, self.run_file.path, "`status` cannot tell of this run")
 
@@ -6008,7 +6012,7 @@ class Driver:
         """End everything, in this order, whatever a step raises."""
         run = self.run
         status = 1 if run.exit_status is None else run.exit_status  # None: there was a bug
-        session = run.talk.id if run.talk else run.server.left_session
+        session = run.talk.id if run.talk else run.server.abandoned
         steps: tuple[Callable[[], None], ...] = (
             self._show,
             # On a thread: a start that hangs, as in a file system that is away, has the lock.
@@ -6280,7 +6284,7 @@ def run(given: argparse.Namespace) -> int:
     driver = Driver(run, run_file)
     before = driver.before
     if options.server and options.server == before.get("server"):  # "": all was stopped there
-        run.server.left_session = as_id(before, "session")
+        run.server.abandoned = as_id(before, "session")
     texts = {task.text for task in plan.tasks}
     if any(as_text(task, "text") in texts for task in dicts(before, "tasks")):  # the same plan
         run.books.gone = as_texts(before, "gone")
@@ -6396,7 +6400,7 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
     is_at_work = bool(pid) and record.get("status") is None  # else it stands at an end
     is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted", "not run")
     is_all_done = how_complete(plan, as_texts(record, "gone"))[0] == 0
-    said = {
+    report = {
         **counts_of(plan),
         "percent": plan.percent,
         "complete": is_told and is_checked and is_all_done and not is_at_work,
@@ -6408,20 +6412,20 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "next_steps": next_steps(plan, record, is_at_work),
         "run": {**record, "pid": known_pid, "state": state} if has_run else None,
     }
-    return {"plan": path, **all_printable(said)}
+    return {"plan": path, **all_printable(report)}
 
 
 def status(given: argparse.Namespace) -> int:
     """How far the plan is and how the run on it is doing; 0 complete, 3 work is left, 1 no plan."""
     if given.all:
         return status_of_all(given.json)
-    plan, problem, said = status_at(absolute(given.plan or Options().plan))
+    plan, problem, report = status_at(absolute(given.plan or Options().plan))
     if problem:
         raise Problem(problem)
-    run = as_dict(said["run"])
-    said["changes"] = changes_since(as_text(run, "directory"), as_id(run, "commit"))
-    say(json.dumps(said) if given.json else "\n".join(status_lines(plan, said)))
-    return 0 if said["complete"] else 3
+    run = as_dict(report["run"])
+    report["changes"] = changes_since(as_text(run, "directory"), as_id(run, "commit"))
+    say(json.dumps(report) if given.json else "\n".join(status_lines(plan, report)))
+    return 0 if report["complete"] else 3
 
 
 def status_of_all(as_json: bool) -> int:
@@ -6431,9 +6435,9 @@ def status_of_all(as_json: bool) -> int:
     for path in plans_of_all():
         if not os.path.isdir(os.path.dirname(path)):
             continue
-        plan, problem, said = status_at(path)
-        records.append(said)
-        run = as_dict(said["run"])
+        plan, problem, report = status_at(path)
+        records.append(report)
+        run = as_dict(report["run"])
         status = "" if run.get("status") is None else run["status"]
         how = f"{run.get('state', 'killed')} {status}"
         far = "no plan any more" if problem else " · ".join(progress_of(plan))
@@ -6458,33 +6462,33 @@ def said_counts(run: Json, name: str) -> str:
     return ", ".join(f"{what} ×{as_int(times)}" for what, times in as_dict(run, name).items())
 
 
-def status_lines(plan: Plan, said: Json) -> list[str]:
+def status_lines(plan: Plan, report: Json) -> list[str]:
     """The same for a person in the morning; what is empty is not shown."""
-    run = as_dict(said["run"])
+    run = as_dict(report["run"])
     gone = as_texts(run, "gone")
     mark = ""
-    if said["complete"]:
+    if report["complete"]:
         mark = ", complete"
     elif plan.summary is not None:
         mark = f", {how_complete(plan, gone)[1]}".replace(PLAN_COMPLETE, "marked complete")
     elif not plan.pending:
         mark = ", not marked complete yet"
     how = "none so far"
-    if said["running"]:
+    if report["running"]:
         how = f"{run['state']}{said_why(run)}, {process_of(run['pid'])}"
         how += f" (`kill {run['pid']}` ends it in good order)" if run["pid"] else ""
     elif run:
         how = "ended" if run["state"] == "ended" else "was killed after"
         how += f" {iso_time(run.get('ended') or run.get('updated')) or '?'}{said_why(run)}"
-    changes, changed = said["changes"], ""
+    changes, changed = report["changes"], ""
     if changes:
         changed = "{files} files ({untracked} untracked), +{added} −{removed}".format(**changes)
         changed += f" since {time_of_day(run.get('started'))} (git diff {changes['commit']:.7})"
     # The first line of what the next session is told is for agents.
     output = as_text(as_dict(run, "check"), "told").split("\n")[1:]
-    name = os.path.basename(said["plan"])
+    name = os.path.basename(report["plan"])
     rows = [
-        ("plan", said["plan"]),
+        ("plan", report["plan"]),
         ("progress", f"{plan}{mark}"),
         ("next", plan.current.text if plan.current else ""),
         ("run", how),
@@ -6503,8 +6507,8 @@ def status_lines(plan: Plan, said: Json) -> list[str]:
         *(("gone", text) for text in gone),
     ]
     lines = [f"{name:<9} {fact}" for name, fact in rows if fact]
-    steps = [f"to do     {step}" for step in said["next_steps"]]
-    return [*lines, *task_lines(run, said["running"]), *([""] if steps else []), *steps]
+    steps = [f"to do     {step}" for step in report["next_steps"]]
+    return [*lines, *task_lines(run, report["running"]), *([""] if steps else []), *steps]
 
 
 def task_lines(run: Json, is_running: bool) -> list[str]:
@@ -6603,7 +6607,7 @@ examples:
   python3 ocloop.py status         how is it doing? (from any other terminal)
 
 {EXIT_STATUSES}"""
-KEY_LINES = "\n".join(f"  {name:<7} {told}" for name, told in KEYS)
+KEY_LINES = "\n".join(f"  {name:<7} {what}" for name, what in KEYS)
 RUN_HELP = f"""\
 keys:
 {KEY_LINES}

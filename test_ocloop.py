@@ -323,7 +323,7 @@ def test_a_configuration_that_is_not_read_denies_nothing_and_is_named() -> None:
 
 def test_what_a_killed_run_left_on_another_s_server_is_stopped_before_anything_else() -> None:
     story = Story(start=False, finds={"poll": fails_with(404)})
-    story.run.server.left_session = "ses_left"
+    story.run.server.abandoned = "ses_left"
     story.hear()
     assert story.take("read_files").startswith("start_server setup measure_server interrupt")
     assert story.last("interrupt").session == "ses_left"
@@ -525,7 +525,7 @@ def test_what_nothing_mends_ends_the_run(name: str, code: int, kind: str, words:
     story = Story(finds={name: fails_with(code, "no", kind)}, attended=False)
     story.let_pass(6)
     assert story.exits == [1] and words in story.reason and story.count("start_server") == 1
-    is_stopped = bool(story.all("interrupt")) or story.left_session == "ses_1"
+    is_stopped = bool(story.all("interrupt")) or story.abandoned == "ses_1"
     assert is_stopped == (name in ("send", "poll"))
     story = Story(finds={name: fails_with(400, "no")}, attended=False)
     story.let_pass(6)
@@ -1953,7 +1953,7 @@ def test_what_is_at_work_out_of_reach_is_stopped_at_the_end(server: str, left: s
     story.let_pass(5)
     if not server:
         story.works()
-    assert story.state == "paused" and story.left_session == left
+    assert story.state == "paused" and story.abandoned == left
     if server:  # it goes away meanwhile
         story.take()
         story.server_dies()
@@ -1962,7 +1962,7 @@ def test_what_is_at_work_out_of_reach_is_stopped_at_the_end(server: str, left: s
         assert story.last("stop_server").session == "ses_1"
         story.mend()
         story.let_pass(5)
-        assert story.run.server.left_session == "" and "an earlier session" in story.text
+        assert story.run.server.abandoned == "" and "an earlier session" in story.text
 
 
 def test_a_server_that_grew_is_replaced_between_iterations() -> None:
@@ -2120,7 +2120,7 @@ def test_a_plan_that_is_needed_is_waited_for(after: str, broken: str | None, awa
         return
     story.let_pass(4)
     assert story.state == "error" and story.status == 1 and "PLAN.md" in story.reason
-    assert story.left_session == "", "its session is over"
+    assert story.abandoned == "", "its session is over"
     assert not broken or "has no task: add lines such as" in story.reason
 
 
@@ -2292,7 +2292,7 @@ def test_q_asks_once_while_an_iteration_runs(what: str, overlay: str) -> None:
 def test_q_while_x_stops_a_session_leaves_that_to_the_end_of_the_program() -> None:
     story = waiting_for("interrupt")
     story.press("q", "q")
-    assert story.exits == [130] and story.left_session == "ses_1"
+    assert story.exits == [130] and story.abandoned == "ses_1"
 
 
 def test_nothing_is_done_after_the_end() -> None:
@@ -3569,25 +3569,25 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     line = ocloop.ModelLine(Options(models=("a/1", "a/2", "a/3")), files, books)
     clock.now = 0.0
     assert line.choose() == "a/1" and line.others() == ["a/2", "a/3"]
-    assert line.rest("", 100.0) == 0.0 and line.current == "a/2", "another one works at once"
-    line.rest("", 50.0)
+    assert line.set_aside("", 100.0) == 0.0 and line.current == "a/2", "another one works at once"
+    line.set_aside("", 50.0)
     clock.now = 10.0
     assert line.choose() == "a/3" and not line.others()
-    assert line.rest("", 190.0) == 40.0, "all rest: until the one that is back first"
-    assert line.current == "a/2" == line.choose() and line.left("a/2") == 40.0
+    assert line.set_aside("", 190.0) == 40.0, "all rest: until the one that is back first"
+    assert line.current == "a/2" == line.choose() and line.wait_for("a/2") == 40.0
     clock.now = 99.0
     assert line.choose() == "a/2"
     clock.now = 100.0
-    assert line.choose() == "a/1" and line.left("a/1") == 0.0
+    assert line.choose() == "a/1" and line.wait_for("a/1") == 0.0
     line.models = ("a/1",)
-    rests = [line.rest("") for _ in range(7)]
+    rests = [line.set_aside("") for _ in range(7)]
     assert rests == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
     line.note_success()
-    assert line.choose() == line.current and line.rest("") == 30.0
+    assert line.choose() == line.current and line.set_aside("") == 30.0
     line.begin_anew()
-    assert line.choose() == "a/1" and line.left("a/1") == 0.0 and line.rest("") == 30.0
+    assert line.choose() == "a/1" and line.wait_for("a/1") == 0.0 and line.set_aside("") == 30.0
     line.models = ("",)  # the prompt names none any more: OpenCode's own default is alone
-    assert line.choose() == "" and line.rest("", 70.0) == 70.0 == line.left("")
+    assert line.choose() == "" and line.set_aside("", 70.0) == 70.0 == line.wait_for("")
     assert line.choose() == "" and not line.others()
 
 

@@ -321,5 +321,5 @@ def replay(story: str, after: int = -1, happens: str = "") -> Simulation:
 def note_end_of(world: Simulation) -> None:
     """Nobody is left at work, but for the one that the program itself stops when it leaves."""
     left = set(world.agents)
-    assert left <= ({world.left_session} if world.exits else set()), world.told
+    assert left <= ({world.abandoned} if world.exits else set()), world.told
     assert abs(world.total.cost - sum(world.costs.values())) < 1e-6, "all costs are counted"

@@ -351,9 +351,9 @@ class Story:
         return list(self.run.talk.asks.open) if self.run.talk else []
 
     @property
-    def left_session(self) -> str:
+    def abandoned(self) -> str:
         """The one that is stopped when the program leaves, on whoever's server."""
-        return self.run.talk.id if self.run.talk else self.run.server.left_session
+        return self.run.talk.id if self.run.talk else self.run.server.abandoned
 
     def record(self, status: int | None = None) -> Json:
         """The state file of the run."""
