@@ -221,6 +221,18 @@ def name_near_misses(name: str, near_misses: Sequence[NearMiss]) -> list[str]:
     return said
 
 
+def new_near_misses(before: Plan, now: Plan) -> list[NearMiss]:
+    """Those that were not there before, wherever in the plan they stand."""
+    known = collections.Counter(near.problem for near in before.near_misses)
+    new = []
+    for near in now.near_misses:
+        if not known[near.problem]:
+            new.append(near)
+        else:
+            known[near.problem] -= 1
+    return new
+
+
 def missing_tasks(before: Plan, now: Plan) -> list[str]:
     """The texts of undone tasks that a plan has lost: at most as many as there are fewer now."""
     if len(now.tasks) >= len(before.tasks):
@@ -2662,12 +2674,7 @@ class Run:
     def enter(self, talk: Talk, outcome: Outcome, check: str, plan: Plan) -> Result:
         """Write an iteration into the books; what nobody may overlook is said."""
         has_progress = self.books.note_plan(plan)
-        known = collections.Counter(near.problem for near in talk.plan.near_misses)
-        near_misses = []
-        for near in plan.near_misses:
-            if known[near.problem] <= 0:
-                near_misses.append(near)
-            known[near.problem] -= 1
+        near_misses = new_near_misses(talk.plan, plan)
         for said in name_near_misses(os.path.basename(self.options.plan), near_misses):
             self.journal.note("warn", said, "warn")
         word, fault = outcome

@@ -93,50 +93,18 @@ from stories import (
 )
 from versions import try_version
 from wire import OK, PAGE, PAGE_ERROR, Said, Turns, Wire, a_dialect, delta_of, frame, read, talker
-# fmt: on
-# isort: on
 
 sys.path.insert(0, str(OCLOOP.parent))
 
 import ocloop
 from ocloop import (
-    Activity,
-    Alive,
-    Answer,
-    Answered,
-    Ask,
-    Broke,
-    Child,
-    Client,
-    Delta,
-    Edited,
-    Entry,
-    Fault,
-    Key,
-    Message,
-    Noted,
-    OpenCode,
-    OpenCode2,
-    Options,
-    Part,
-    Plan,
-    Polled,
-    Problem,
-    Prompt,
-    Question,
-    Request,
-    RequestError,
-    Run,
-    RunFile,
-    ScreenLost,
-    Scroll,
-    ServerDied,
-    Setup,
-    Spend,
-    StreamOpened,
-    parse_plan,
-    text_width,
+    Activity, Alive, Answer, Answered, Ask, Broke, Child, Client, Delta, Edited, Entry, Fault, Key,
+    Message, Noted, OpenCode, OpenCode2, Options, Part, Plan, Polled, Problem, Prompt, Question,
+    Request, RequestError, Run, RunFile, ScreenLost, Scroll, ServerDied, Setup, Spend, StreamOpened,
+    parse_plan, text_width,
 )
+# fmt: on
+# isort: on
 
 if TYPE_CHECKING:
     Event = Any
@@ -1656,6 +1624,14 @@ def test_the_check_gates_and_its_output_reaches_the_agent() -> None:
     assert outcomes == {"done"}, "it looks at all of the project"
     story.press("p")
     assert "✔ a" in seen(story)
+
+
+def test_plan_and_prompt_are_read_once_between_two_sessions() -> None:
+    story = Story(NINE)
+    story.works()
+    before = story.count("read_files")
+    story.works()
+    assert story.count("read_files") == before + 1
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -3740,6 +3716,30 @@ def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> 
         hold.set()
     for _ in range(ocloop.MOST_THREADS + 49):
         posted.get(timeout=5)
+
+
+def test_a_thread_that_is_done_makes_the_next_request() -> None:
+    posted: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    outside = ocloop.Outside(Options(), posted.put)
+    hold = threading.Event()
+    outside.stop_check = hold.wait  # type: ignore[assignment]
+    outside.read_files = threading.get_ident  # type: ignore[assignment]
+
+    idents = []
+    for name in ("read_files", "read_files", "stop_check", "read_files"):
+        outside.make(Request(name, ()))
+        if name == "read_files":  # else it hangs, and holds up nobody
+            idents.append(posted.get(timeout=GENEROUS).result)
+            until(lambda: outside.free_threads._value, "a free thread")
+    assert idents[0] == idents[1] != idents[2]
+    hold.set()
+
+
+def test_only_https_loads_ssl_which_takes_4_mib() -> None:
+    code = "import sys, ocloop; ocloop.load_http(sys.argv[1]); print(bool(sys.modules.get('ssl')))"
+    for scheme, is_loaded in (("http", "False"), ("https", "True")):
+        argv = [sys.executable, "-S", "-c", code, scheme]
+        assert subprocess.check_output(argv, cwd=ROOT, text=True).strip() == is_loaded
 
 
 def test_a_check_that_is_stopped_before_it_began_does_not_begin(tmp_path: Path) -> None:
