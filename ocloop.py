@@ -160,7 +160,7 @@ class Task(NamedTuple):
     depth: int = 0  # tasks in which it is nested
 
     @property
-    def name(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, str]:
         """By which it is known again, wherever in the plan an agent moves it."""
         return self.phase, self.text
 
@@ -371,31 +371,31 @@ _DOUBT = re.compile(r"[?%]|\b(?:but|except|not|fail|partial|without|untested)", 
 
 def _parse_task(line: str) -> tuple[str, str, str]:
     """State ("": no task; or "begun"), text and reason."""
-    said: list[tuple[str, str]] = []
+    marks: list[tuple[str, str]] = []
     wrapping = ""  # emphasis that opens before a box and does not close right behind it
     at = 0
     box = _TASK.match(line)
     while box:
         mark = _read_box(box[2])
-        if not mark[0] or (said and mark[0] not in ("manual", "blocked")):
+        if not mark[0] or (marks and mark[0] not in ("manual", "blocked")):
             break
-        said.append(mark)
+        marks.append(mark)
         wrapping += "" if box[1][::-1] in box[3] else box[1]
         at = box.end()
         box = _MARK.match(line, at)
     text = line[at:].strip()
-    end = _END_MARK.search(text) if said and "[" in text else None
+    end = _END_MARK.search(text) if marks and "[" in text else None
     if end:
-        said.append(_read_box(end[2]))
+        marks.append(_read_box(end[2]))
         # What closes behind the mark belongs to it, or to what began before it.
         text = text[: end.start()].rstrip() + ("" if end[1] else end[3])
-    if not said or not text:
+    if not marks or not text:
         return "", "", ""
     if wrapping and text.count(wrapping[::-1]) % 2:
         text = wrapping + text  # `**[ ] Export:** as CSV`
     # The first mark counts, unless the box says that the task is done.
-    is_open = said[0][0] in ("pending", "begun") and len(said) > 1
-    state, reason = said[1] if is_open else said[0]
+    is_open = marks[0][0] in ("pending", "begun") and len(marks) > 1
+    state, reason = marks[1] if is_open else marks[0]
     return state, text, reason
 
 
@@ -652,7 +652,7 @@ class Message(NamedTuple):
     """A message of the agent's."""
 
     session: str
-    message: str
+    id: str
     spend: Spend  # for this message alone; its tokens, cached ones too, are the whole context
     model: str = ""
     agent: str = ""
@@ -793,14 +793,6 @@ def make_prompt(body: str, path: str, plan: Plan, iteration: int, remarks: str) 
     return Prompt(text, f"ocloop {number}/{plan.total}: {plan.goal}"[:100])
 
 
-def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
-    """With ids as OpenCode makes them: 12 hex digits that grow with time, 14 more characters, the
-    last two for `ids_of_attempts`."""
-    stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
-    rest = f"{stamp:012x}{seed[:12]:0<12}00"
-    return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
-
-
 def remark_on_near_misses(plan: Plan) -> str:
     """For the agent that is to wrap up."""
     if plan.current or not plan.open_near_misses:
@@ -845,7 +837,7 @@ LONGEST_WAIT = 900.0
 RATE_LIMIT_WAITS = (0.0, 30.0, 60.0, 120.0, 240.0, 480.0, LONGEST_WAIT)
 FAILURE_WAITS = (0.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # five outlast 20 minutes
 SERVER_WAITS = (0.0, 0.0, 1.0, 4.0, 16.0, 64.0, 256.0, LONGEST_WAIT)  # an upgrade takes a minute
-LONGEST_START_WAIT = 15.0  # of SERVER_WAITS, for one that never ran: see BUSY_WITHIN
+LONGEST_START_WAIT = 15.0  # the longest of these for a server that has never been up
 
 NEVER = float("inf")
 
@@ -1177,17 +1169,16 @@ class Effort(NamedTuple):
     spend: Spend = Spend()
     model: str = ""
     outcome: str = ""  # of the last iteration that is over
-    check_failed: bool = False  # after it, and none has passed since
+    check_failed: bool = False  # after one of them, and no check has passed since
 
     def plus(self, result: Result) -> Effort:
-        is_over = bool(result.outcome)
         return Effort(
             self.iterations + 1,
             self.seconds + result.seconds,
             self.spend.plus(result.spend),
             result.model,
-            result.outcome if is_over else self.outcome,
-            result.check == "failed" if is_over else self.check_failed,
+            result.outcome or self.outcome,
+            result.check == "failed" or (self.check_failed and result.check != "passed"),
         )
 
     def record(self) -> Json:
@@ -1229,11 +1220,11 @@ class Circles:
 
     def message(self, event: Message) -> str:
         if event.ended == "nowhere":
-            self.nowhere[event.session].add(event.message)
+            self.nowhere[event.session].add(event.id)
         elif event.ended:
             self.nowhere.pop(event.session, None)
         if event.ended == "answered" and event.parent:
-            self.answers[event.parent].add(event.message)
+            self.answers[event.parent].add(event.id)
         if len(self.nowhere[event.session]) >= SPINS:
             return f"it spins: {SPINS} answers without an end in a row"
         if len(self.answers[event.parent]) >= SPINS:
@@ -1285,8 +1276,8 @@ class Transcript:
         if part.state == "running":
             self.live[part.key] = entry._replace(text=text[-Journal.LONGEST_TEXT :])
             # A subagent's is noted when it begins, too, once it is known what for.
-            was_known_what_for = known and known.text
-            if part.tool not in SUBAGENT_TOOLS or not text or was_known_what_for:
+            is_first_told = text and not (known and known.text)
+            if part.tool not in SUBAGENT_TOOLS or not is_first_told:
                 return False
         else:
             self.live.pop(part.key, None)
@@ -1455,7 +1446,7 @@ class Asks:
 
 
 # What a verdict means, in `weigh`; "failed" is told there, any other means swallowed.
-ENDS = {
+OUTCOME_OF_VERDICT = {
     "answered": Outcome("done"),
     "refused": Outcome("refused", Fault("", "something it asked for was refused")),
     "cut": Outcome("cut", Fault("", "its answer was broken off by somebody or something else")),
@@ -1591,7 +1582,7 @@ class Talk:
             self.give_up("failed", self.circles.call(event))
 
     def hear_message(self, event: Message) -> None:
-        self.by_message[event.message] = event.spend
+        self.by_message[event.id] = event.spend
         if event.session == self.id:
             self.context = event.spend.tokens or self.context
             self.agent = event.agent or self.agent
@@ -1652,7 +1643,7 @@ class Talk:
             self.retry = None
         now = self.run.now
         verdict, fault = polled.verdict, polled.fault
-        # Silent for long, a finished answer is one also where a server says "busy" for ever.
+        # A server may say "busy" for ever: after a long silence a finished answer counts as an end.
         is_silent = now - self.last_sign > LOOK_CLOSER
         if polled.activity != "idle" and not (is_silent and verdict in ("answered", "failed")):
             return None
@@ -1667,7 +1658,7 @@ class Talk:
         if verdict == "failed":
             why = "it failed, and OpenCode does not say why"
             return outcome_of(fault or self.fault or Fault("unknown", why))
-        outcome = ENDS.get(verdict, Outcome("swallowed"))
+        outcome = OUTCOME_OF_VERDICT.get(verdict, Outcome("swallowed"))
         kind = fault.kind if fault else ""
         return outcome._replace(fault=outcome.fault._replace(kind=kind))
 
@@ -1682,7 +1673,9 @@ class Talk:
     def patience(self, verdict: str) -> float:
         """How long a verdict that is not sure has to stand before it is believed."""
         if verdict == "undelivered" or (verdict == "unfinished" and self.prompt.attempt):
-            return 6.0  # it may be on its way; an earlier attempt's stays unfinished for ever
+            # The prompt may still arrive. Until this attempt begins, an earlier one that was broken
+            # off is all that the server sees, and that stays unfinished for ever.
+            return 6.0
         return 1.5  # what says why may come a little later
 
     def result(self, now: float) -> Result:
@@ -1792,7 +1785,8 @@ def said_gone(gone: Sequence[str]) -> str:
 def said_refused(refused: dict[str, int]) -> str:
     """refused: bash ×6, edit ×3; "" when nothing was."""
     counts = collections.Counter(refused).most_common()
-    return f"refused: {', '.join(f'{title} ×{times}' for title, times in counts)}" * bool(counts)
+    said = ", ".join(f"{title} ×{times}" for title, times in counts)
+    return f"refused: {said}" if said else ""
 
 
 def how_to_allow(refused: Collection[str]) -> str:
@@ -1812,12 +1806,13 @@ class Books:
         self.journal = journal
         self.results: list[Result] = []
         self.last_worked: Result | None = None
-        # Sums of all of them, so that nobody has to go through a long night again.
+        # What `add` counts up, so that no screen and no record goes through all results again.
         self.outcomes: collections.deque[Json] = collections.deque(maxlen=200)  # the latest
-        self.counts: collections.Counter[str] = collections.Counter()  # by their words
+        self.counts: collections.Counter[str] = collections.Counter()  # how many have each word
         self.efforts: dict[tuple[str, str], Effort] = {}  # by the name of the task
         self.refused: collections.Counter[str] = collections.Counter()  # titles of asks
-        self.times: list[float] = []  # seconds of each that went well
+        self.well = 0  # how many went well
+        self.well_seconds = 0.0  # of these
         self.counted = 0  # towards --max-iterations: not what a provider would not let work
         self.spent = Spend()  # by all iterations that are over, also those that an end broke off
         # What --check says of the work as it stands: passed, failed, interrupted; "": nothing yet.
@@ -1842,21 +1837,26 @@ class Books:
         self.outcomes.append(result.record())
         self.counts[result.word] += 1
         self.refused.update(result.refused)
-        self.spent = self.spent.plus(result.spend)
+        self.spend(result)
         self.counted += not result.waited_for
-        if result.task:
-            name = result.task.name
-            self.efforts[name] = self.efforts.get(name, NO_EFFORT).plus(result)
         self.check_failures += result.check == "failed"
         if result.check == "passed":
             self.check_failures = 0
         if result.worked:
-            self.times.append(result.seconds)
+            self.well += 1
+            self.well_seconds += result.seconds
             self.last_worked = result
             self.unsettled.append(result)
             self.waited = 0.0
         if result.progress:
             self.unsettled.clear()
+
+    def spend(self, result: Result) -> None:
+        """Count what an iteration has cost, also one that was broken off, and is no result."""
+        self.spent = self.spent.plus(result.spend)
+        if result.task:
+            name = result.task.key
+            self.efforts[name] = self.efforts.get(name, NO_EFFORT).plus(result)
 
     def note_check(self, checked: CheckResult) -> str:
         """Take in what --check said of the work as it stands."""
@@ -1892,8 +1892,8 @@ class Books:
         settles = bool(open_texts(self.plan) - open_texts(plan))
         left = plan.pending + (plan.summary is None)  # which is the last task of every plan
         has_more, has_less = plan.settled > self.most_settled, left < self.least_left
-        # Where no text is known it is another plan, which counts from here; but a single new one
-        # may be the old task, reworded.
+        # Where none of its tasks was there before, it is another plan, whose progress counts from
+        # here. But a single task may be the old one, reworded.
         is_another = not was or (came == now and len(now) > 1)
         if has_more or is_another:
             self.most_settled = plan.settled
@@ -1928,19 +1928,16 @@ class Books:
 
     @property
     def refused_lately(self) -> dict[str, int]:
-        """By what the unsettled ones asked for in vain: how often."""
+        """What the unsettled ones asked for in vain, and how often; the most frequent first."""
         refused: collections.Counter[str] = collections.Counter()
         for result in self.unsettled:
             refused.update(result.refused)
-        return refused
+        return dict(refused.most_common())
 
     # The limits, as a person has raised them since; `used` is held against them.
 
-    def reached(self, used: dict[str, float]) -> str:
-        """Why a person has to say whether to go on, though work is left; "": it goes on."""
-        limit = self.used_up(used)
-        if limit:
-            return limit
+    def stuck_on(self) -> str:
+        """What went wrong so often in a row that a person has to look at it; "": nothing."""
         most = self.options.stuck or NEVER
         count = len(self.unsettled)
         if count > most:  # the last one was told of it
@@ -1978,7 +1975,7 @@ class Books:
     @property
     def average(self) -> float:
         """Seconds of an iteration that went well."""
-        return sum(self.times) / max(1, len(self.times))
+        return self.well_seconds / max(1, self.well)
 
 
 # The limits that R raises, by as much again, and how they are told.
@@ -2151,10 +2148,11 @@ class ModelLine:
             books.waited += result.seconds
         allowed = (self.options.max_wait or NEVER) - books.waited
         seconds = self.set_aside(problem, announced)  # `current` is the next one from here on
-        is_fresh = not self.times_aside[self.current]
-        if not seconds and is_fresh:
+        # A model that was not limited since it worked may try at once. Others may not: two limited
+        # ones would take turns, and --max-wait would never end that.
+        if not seconds and not self.times_aside[self.current]:
             return 0.0
-        # What is announced to come after --max-wait is not waited for.
+        # Where the provider has announced a time after --max-wait, it is not waited for at all.
         if allowed > 0 and (seconds <= allowed or not announced):
             return min(seconds, allowed)
         why = f"waited {duration(books.waited)}"
@@ -2179,7 +2177,7 @@ class ModelLine:
 READ_EVERY = 3.0  # seconds between two looks at plan and prompt
 FILES_WITHIN = 60.0  # they may be away for so long when they are needed (an editor, git)
 FIRST_STARTS = 3  # a server that never ran is started so often
-BUSY_WITHIN = 120.0  # or for so long, where it answers that it cannot: its data base is locked
+BUSY_WITHIN = 120.0  # or for so long, while it answers with errors: its data base may be locked
 MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
 MIND_EVERY = 0.25  # seconds between two looks at what has a time-out
 REPEAT_AFTER = 1.0  # what has failed, or done nothing, is tried again after so long
@@ -2239,8 +2237,8 @@ class Run:
         self.standstill: End | None = None  # at which it stands; None: it works, or only pauses
         # Iterations.
         self.number = 0  # of the newest one
-        self.under_way: Talk | None = None  # the session of the one under way, its check included
-        self.talk: Talk | None = None  # the same, while it is at work
+        self.under_way: Talk | None = None  # its session, until the iteration is in the books
+        self.talk: Talk | None = None  # the same, until it is over: the check runs without it
         self.check_since: float | None = None  # since when its check runs
         self.wait_until: float | None = None  # before the next one
         self.earlier: collections.deque[str] = collections.deque(maxlen=50)  # sessions, over
@@ -2264,6 +2262,7 @@ class Run:
         was_away = not self.clock.move_to(wall)
         if was_away and self.talk:
             self.talk.look_within(0)  # what became of it meanwhile?
+        self.files.is_fresh = False
         if self.exit_status is None:
             try:
                 self.coroutine.send(event)
@@ -2429,9 +2428,10 @@ class Run:
             if status == 0 and self.books.check == "interrupted":
                 status, how = 3, "complete, but the last check was interrupted"
             return End("complete", status, how)
-        limit = self.books.reached(self.used)
-        if limit:
-            return End("paused", 3, limit, is_limit=limit == self.books.used_up(self.used))
+        limit = self.books.used_up(self.used)
+        why = limit or self.books.stuck_on()
+        if why:
+            return End("paused", 3, why, is_limit=bool(limit))
         return None if self.wanted else End("paused")
 
     async def rest(self, end: End) -> None:
@@ -2484,21 +2484,20 @@ class Run:
         if self.books.check != "failed":  # that stands until it passes
             self.books.check = ""
         self.journal.note("task", title_of(plan.goal), "head")
-        outcome = away = None
+        outcome = files_problem = None
         try:
             outcome = await self.lead(talk)
             try:
                 plan = await self.read_files()  # as the session left it: a check may hide it
             except Problem as problem:  # it has worked all the same
-                plan, away = self.plan, problem
+                plan, files_problem = self.plan, problem
             has_worked = outcome.kind in ("done", "refused", "cut")
             is_due = self.options.check and (has_worked or plan.summary is not None)
             check = await self.run_check() if is_due else ""
             result = self.enter(talk, outcome, check, plan)
         except (Quit, Problem):
-            # It is no result, but it has cost something, and may have deleted tasks.
-            self.books.note_plan(self.plan)
-            self.books.spent = self.books.spent.plus(talk.spent)
+            self.books.note_plan(self.plan)  # it may have deleted tasks
+            self.books.spend(talk.result(self.now))
             if outcome is None:  # it was not seen idle: whoever ends the server stops it
                 self.server.abandoned = talk.id
             raise
@@ -2506,8 +2505,8 @@ class Run:
             self.under_way = None
             self.keys.confirming_quit = False  # the question was about this iteration
             self.journal.iteration = 0
-        if away:
-            raise away
+        if files_problem:
+            raise files_problem
         return result
 
     def new_talk(self) -> Talk:
@@ -2520,7 +2519,14 @@ class Run:
         if stuck:
             said = f"nothing was settled ×{len(books.unsettled)}"
             self.journal.note("warn", f"{said}: the last try, and the prompt says so", "warn")
-        return Talk(with_ids(prompt, self.clock.wall, self.number, self.seed), self)
+        return Talk(self.with_ids(prompt), self)
+
+    def with_ids(self, prompt: Prompt) -> Prompt:
+        """With ids as OpenCode makes them: 12 hex digits that grow with time, 14 more characters,
+        the last two for `ids_of_attempts`."""
+        stamp = (int(self.clock.wall * 1000) * 4096 + self.number % 4096) & (2**48 - 1)
+        rest = f"{stamp:012x}{self.seed[:12]:0<12}00"
+        return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
 
     async def lead(self, talk: Talk) -> Outcome:
         """One session, from its creation to its end."""
@@ -2569,8 +2575,7 @@ class Run:
                 pushes_left -= 1
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
                 text = f"{REFUSAL_ENDED_TURN} {talk.asks.last_refusal}"
-                prompt = talk.prompt._replace(text=text, attempt=0)
-                talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.seed)
+                talk.prompt = self.with_ids(talk.prompt._replace(text=text, attempt=0))
             else:
                 return outcome
         self.server.abandon(talk.id)  # it may begin late
@@ -2665,8 +2670,9 @@ class Run:
         except Quit:
             pass  # the next wait raises it again, when the iteration is in the books
         self.check_since = None
-        is_first = not self.number and checked.status in (126, 127)  # a shell's "no such"
-        if is_first and not checked.interrupted:
+        # How a shell says that there is no such command, or that it is no program.
+        is_missing = checked.status in (126, 127) and not checked.interrupted
+        if is_missing and not self.number:
             command = self.options.check
             raise Problem(f"the check `{command}` cannot be run: it {checked}: mend --check")
         return self.books.note_check(checked)
@@ -2724,7 +2730,7 @@ class Run:
         """Read plan and prompt; where they are away, wait for them. Raises Problem."""
         until = self.now + FILES_WITHIN
         while True:
-            if self.files.taken_at < self.now:  # else nothing has happened since
+            if not self.files.is_fresh:
                 await self.look_at_files()
             if not self.files.trouble or self.plan.summary is not None:
                 return self.plan  # once it is complete, an agent may move it away
@@ -3137,13 +3143,13 @@ class Files:
         self.prompt_text = ""
         self.reading: Request | None = None  # the newest look, while it is on its way
         self.read_at = 0.0  # when they are looked at again
-        self.taken_at = 0.0  # when they were read last
+        self.is_fresh = False  # nothing has happened since they were read
         self.trouble = ""  # why they cannot be read now
 
     def take(self, read: FilesRead) -> None:
         """Keep what was read, as far as it is good; else `trouble` is what is wrong with it."""
         self.reading = None
-        self.taken_at = self.journal.clock.now
+        self.is_fresh = True
         plan, text = self.plan, read.plan
         if text is not None and text != self.plan_text:
             plan = parse_plan(text)
@@ -3199,8 +3205,8 @@ def what_was_settled(task: Task | None, before: Plan, after: Plan) -> str:
     up), or progress, where that is open still and another is not."""
     if task is None:
         return "done"
-    was = [one.state for one in before.tasks if one.name == task.name]
-    now = [one.state for one in after.tasks if one.name == task.name]
+    was = [one.state for one in before.tasks if one.key == task.key]
+    now = [one.state for one in after.tasks if one.key == task.key]
     for state in ("done", "blocked", "manual"):
         if now.count(state) > was.count(state):
             return state
@@ -3369,7 +3375,7 @@ iso_time = partial(local_time, "%Y-%m-%dT%H:%M:%S%z")
 time_of_day = partial(local_time, "%H:%M")
 
 
-SECRETS = ("username", "password", "opencode")  # of the state file; never shown
+SECRETS = ("username", "password", "opencode")  # in the state file for `attach`; never shown
 
 
 def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") -> Json:
@@ -3414,7 +3420,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "waiting_until": None if run.wait_until is None else zero + run.wait_until,
         "tasks": [{**item.task._asdict(), **item.effort.record()} for item in view_tasks(run)],
         "outcomes": list(run.books.outcomes),
-        "counts": run.books.counts,
+        "counts": dict(run.books.counts),
         "status": status,
         "ended": ended,
     }
@@ -3643,18 +3649,18 @@ def view_live(run: Run) -> list[Entry]:
 def view_tasks(run: Run) -> list[TaskView]:
     """All tasks of the plan, then those that were worked on and are gone from it."""
     efforts = dict(run.books.efforts)
+    current = run.plan.current
     talk = run.under_way
     if talk and talk.task:
-        # In whole seconds, or every picture were a new one.
+        current = talk.task
+        # In whole seconds: else no picture would equal the one before, and all would be drawn.
         so_far = talk.result(talk.started + int(run.now - talk.started))
-        name = talk.task.name
-        efforts[name] = efforts.get(name, NO_EFFORT).plus(so_far)
-    current = talk.task if talk and talk.task else run.plan.current
+        efforts[current.key] = efforts.get(current.key, NO_EFFORT).plus(so_far)
     views = []
     for task in run.plan.tasks:  # where two have one name, it is about the first one
-        is_current = bool(current and task.state == "pending" and task.name == current.name)
+        is_current = bool(current and task.state == "pending" and task.key == current.key)
         current = None if is_current else current
-        views.append(TaskView(task, is_current, efforts.pop(task.name, NO_EFFORT)))
+        views.append(TaskView(task, is_current, efforts.pop(task.key, NO_EFFORT)))
     for (phase, text), effort in efforts.items():
         views.append(TaskView(Task("gone", text, phase=phase), effort=effort))
     return views
@@ -3908,7 +3914,7 @@ def message_from(session: str, message: str, info: Json, is_over: bool) -> Messa
         model=without_variant(name_of_model(model)),
         agent=as_text(info, "agent"),
         parent=as_text(info, "parentID"),
-        ended=ENDED.get(as_text(info, "finish"), "answered"),
+        ended=ENDED_OF_FINISH.get(as_text(info, "finish"), "answered"),
         complete=is_over,
     )
 
@@ -3954,8 +3960,8 @@ def retry_of(session: str, status: Json) -> Activity:
 
 # A `finish` in the words of `Message`, and as a verdict where OpenCode tells no error; what is not
 # here has answered.
-ENDED = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
-FINISHES: dict[str, Verdict] = {
+ENDED_OF_FINISH = {"": "", "unknown": "nowhere", "tool-calls": "calls"}
+VERDICT_OF_FINISH: dict[str, Verdict] = {
     "length": ("failed", Fault("length", CUT_OFF)),
     "content-filter": ("failed", Fault("provider", "the provider's content filter ended it")),
     "tool-calls": ("refused", None),  # no step followed the calls: one was refused
@@ -4074,11 +4080,14 @@ def login_environment(username: str, password: str) -> dict[str, str]:
     }
 
 
-def load_http(scheme: str) -> None:
-    """Load the library: slow, and with ssl, which only https needs, it would take 4 MiB more."""
+def load_http(scheme: str) -> Any:
+    """http.client, which is slow to load. Only https needs ssl, which would take 4 MiB more: for
+    http its import is made to fail, and http.client goes on without."""
     if scheme == "http":
-        sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # "there is none"
-    import http.client  # noqa: F401
+        sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # no module: it fails
+    import http.client
+
+    return http.client
 
 
 class Client:
@@ -4112,9 +4121,7 @@ class Client:
         open raises RequestError; `timeout` is for each single wait. No redirect is followed:
         another host would be told the login."""
         where = urlsplit(self.url)
-        load_http(where.scheme)
-        import http.client
-
+        http_client = load_http(where.scheme)
         connection: Any = None
         with suppress(IndexError):  # none is kept
             connection, since = self.idle.pop()
@@ -4122,7 +4129,7 @@ class Client:
                 connection.close()
         if connection is None:
             is_safe = where.scheme == "https"
-            kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
+            kind = http_client.HTTPSConnection if is_safe else http_client.HTTPConnection
             connection = kind(where.hostname or "", where.port)
         was_idle = connection.sock  # None: it connects when it is used
         if was_idle:
@@ -4153,7 +4160,7 @@ class Client:
             if is_whole and not answer.will_close and len(self.idle) < self.most_idle:
                 self.idle.append((connection, time.time()))
                 connection = None
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http_client.HTTPException) as error:
             is_timeout = isinstance(error, socket.timeout)  # a TimeoutError from Python 3.10 on
             message = str(error) or type(error).__name__
             raise RequestError(0, message, "Timeout" if is_timeout else "") from None
@@ -4389,7 +4396,7 @@ class OpenCode:
             return "refused", None  # a doom_loop: it ends the turn, words or not
         if fault:
             return ("cut" if fault.kind == "aborted" else "failed"), fault
-        return FINISHES.get(as_text(last, "finish"), ANSWERED)
+        return VERDICT_OF_FINISH.get(as_text(last, "finish"), ANSWERED)
 
     def retry(self, session: str, status: Any) -> Activity | None:
         """The retry that a session at work waits for."""
@@ -4651,7 +4658,7 @@ class OpenCode2(OpenCode):
             return "unfinished", None  # it works, or its server died
         if fault and fault.kind != "aborted":
             return "failed", fault
-        verdict = FINISHES.get(as_text(step, "finish"), ANSWERED)
+        verdict = VERDICT_OF_FINISH.get(as_text(step, "finish"), ANSWERED)
         if not fault and verdict[0] in ("answered", "failed"):
             return verdict
         if outcome == "failed":
@@ -4813,8 +4820,8 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
 
 
 LONGEST_PAUSE = 5  # seconds before it connects anew
-DELTAS_WITHIN = 0.1  # seconds, in which
-MOST_DELTAS = 50  # so many are read where somebody looks, else one; the rest is skipped
+DELTAS_WITHIN = 0.1  # seconds
+MOST_DELTAS = 50  # are read in that time where there is a screen, else one; the rest is skipped
 DELTA = re.compile(rb'"type":\s*"(?:message\.part|session\.[a-z.]+)\.delta"')
 
 
@@ -4865,7 +4872,7 @@ class StreamReader:
         self.dialect.client.hang_up()
 
     def read(self, stream: Any) -> None:
-        """In pieces, which is much quicker than by lines. What is cut off at the end is no event."""
+        """In pieces, which is quicker than by lines. What is cut off at the end is no event."""
         unread = bytearray()  # the beginning of a line
         for piece in iter(lambda: stream.read1(1 << 16), b""):
             unread += piece
@@ -5118,41 +5125,42 @@ class Outside:
         self.closing = False
         self.checking = threading.Lock()  # held while the check runs
         self.check_is_wanted = False
-        self.notifying: threading.Thread | None = None  # the last one
         self.requests: queue.SimpleQueue[Request] = queue.SimpleQueue()  # for free threads
         self.free_threads = threading.Semaphore(0)  # counts them
         self.abandoned = ""  # on somebody else's server, where it could not be stopped
 
     def make(self, request: Request) -> None:
-        # Not on their threads, of which the later one may be the first to run.
+        # Said here, in the order of the requests: of two threads the later one may run first.
         if request.name in ("run_check", "stop_check"):
             self.check_is_wanted = request.name == "run_check"
-        if request.name == "notify":
-            self.notifying = in_thread(self._make, request)
-        elif self.free_threads.acquire(blocking=False):
-            self.requests.put(request)
-        elif threading.active_count() <= MOST_THREADS:
-            in_thread(self._make_more, request)
-        else:  # somebody's server makes us ask and ask
-            self.post(Answer(request, error=RequestError(0, "too much is asked at once")))
+        try:
+            if self.free_threads.acquire(blocking=False):  # quicker than a new one
+                self.requests.put(request)
+            elif threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
+                raise RuntimeError("too much is asked at once")
+            else:
+                in_thread(self._make_more, request)
+        except RuntimeError as error:  # so it is where this user may start no more threads, too
+            self.post(Answer(request, error=RequestError(0, str(error))))
 
     def _make_more(self, request: Request) -> None:
-        """Make this one, then others: a thread that is there is quicker than a new one."""
+        """Make this request, then those that `make` puts into the queue, one for each release."""
         while True:
-            self._make(request)
-            self.free_threads.release()
+            answer = self._answer(request)
+            self.free_threads.release()  # before anybody hears the answer, and asks for more
+            self.post(answer)
             request = self.requests.get()
 
-    def _make(self, request: Request) -> None:
+    def _answer(self, request: Request) -> Answer:
         try:
             place = self if hasattr(self, request.name) else self.dialect
             if place is None:
                 raise RequestError(0, "the server is not running")
-            self.post(Answer(request, getattr(place, request.name)(*request.args)))
+            return Answer(request, getattr(place, request.name)(*request.args))
         except (RequestError, Problem) as error:
-            self.post(Answer(request, error=error))
+            return Answer(request, error=error)
         except Exception as error:  # what a server says decides of which kind it is
-            self.post(Answer(request, error=RequestError(0, f"{type(error).__name__}: {error}")))
+            return Answer(request, error=RequestError(0, f"{type(error).__name__}: {error}"))
 
     def start_server(self, launch: int) -> tuple[str, str, int]:
         """Start it, after stopping what still runs of it; returns its URL, the version and the
@@ -5210,7 +5218,7 @@ class Outside:
         """Keep the last lines that it prints; `found` gets the URL, and in the end ""."""
         lines = (printable(raw.decode("utf-8", "replace").rstrip()) for raw in lines_from(stdout))
         for line in without_secrets(lines):
-            match = re.search(r"listening on (https?://127\.0\.0\.1:\d+)", line)
+            match = re.search(r"listening on (http://127\.0\.0\.1:\d+)", line)
             if match:
                 found.put(match.group(1))
             else:
@@ -5260,6 +5268,7 @@ class Outside:
             with self.process_lock:
                 process, dialect = self.process, self.dialect
                 self.process = self.dialect = None
+            # On another's server it is the next run's to stop, unless the farewell does so now.
             self.abandoned = session if self.options.server else ""
             if dialect:
                 in_thread(self._say_farewell, dialect, session).join(FAREWELL_WITHIN)
@@ -5282,7 +5291,7 @@ class Outside:
             if dialect.client.process:  # it is ours
                 dialect.dispose()
             elif session:
-                time.sleep(1.6)  # a prompt that begins late was not stopped by that
+                time.sleep(1.6)  # a prompt on its way may begin only now: stop it, too
                 dialect.interrupt(session, Prompt(""))
             self.abandoned = ""
 
@@ -5302,7 +5311,7 @@ class Outside:
             starting = self.process if self.dialect is None else None
         self.stop_check()
         if starting:
-            end_group(starting, self.mark)  # whoever has the turn is done with it soon
+            end_group(starting, self.mark)  # so that its start fails, and lets go of the lock
         self.stop_server(session)
         with self.checking:  # no check is left either
             if self.guard:
@@ -5848,7 +5857,7 @@ def open_ours(folder: str, name: str, flags: int) -> int:
 
 
 def private_folder() -> tuple[str, str]:
-    """Where state is kept, and a warning when that is not where it should be; "": nowhere."""
+    """The folder where state is kept ("": there is none), and a warning if it is not the usual."""
     home = [os.path.expanduser(step) for step in ("~/", "~/.local", "~/.local/state")]
     given = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(given):  # its specification says so: else it would follow the working folder
@@ -5928,6 +5937,7 @@ class Driver:
         self.picture: Picture | None = None
         self.shown_at = 0.0  # of time's monotonic clock
         self.recorded: list[object] = []  # what the state file says, in short
+        self.notifying: Request | None = None  # the last --notify
         self.commit = ""  # at which the project stands when it begins, where there is git
 
     def work(self) -> int:
@@ -5991,8 +6001,10 @@ class Driver:
                 environment[MARK] = f"{self.outside.mark}.attach"
                 lend_libraries(self.outside.libraries, environment)
                 self.screen.handed = (request, argv, environment)
-            else:
-                self.outside.make(request)
+                continue
+            if request.name == "notify":
+                self.notifying = request
+            self.outside.make(request)
         journal = self.run.journal
         if journal.count > self.logged:
             self.log.add(list(journal.entries)[self.logged - journal.count :])
@@ -6043,10 +6055,15 @@ class Driver:
 
     def _hear_last(self) -> None:
         """What comes too late for the run, such as how the last --notify ended, is in the log."""
-        if self.outside.notifying:
-            self.outside.notifying.join(3.0)
-        while not self.inbox.empty():
-            event = self.inbox.get()
+        until = time.monotonic() + 3.0
+        while True:
+            is_due = bool(self.notifying and not self.notifying.answer and time.monotonic() < until)
+            try:
+                event = self.inbox.get(timeout=0.1 * is_due)
+            except queue.Empty:
+                if not is_due:
+                    break
+                continue
             if isinstance(event, (Noted, Answer)):
                 self.run.hear(event)
         self._carry_out([])
@@ -6268,7 +6285,7 @@ def run(given: argparse.Namespace) -> int:
     held = run_file.running() if only_looks else run_file.acquire()
     if held:
         problems.append(f"another loop works on this plan ({process_of(held)}): see `status`")
-        run_file.libraries = ""  # they are the other one's
+        run_file.libraries = ""  # the other loop's server has them mapped: leave them alone
     elif is_over:
         say("\n".join(warnings))
         return how_complete(plan)[0]
@@ -6279,29 +6296,29 @@ def run(given: argparse.Namespace) -> int:
             warnings.append(f"another loop works in this folder, on {path}: they share all files")
     if given.dry_run:
         options = options._replace(attended=False, log="", notify="")
-        run: Run = Rehearsal(options, plan, problems)
-        # It reads and leaves nothing there: what `before` says of a session is another's.
+        loop: Run = Rehearsal(options, plan, problems)
+        # A rehearsal writes no state file, and stops no session that a real run has left.
         run_file.folder = ""
     elif problems:
         odd = [f"warning: {warning}" for warning in warnings]
         raise Problem("\n        ".join([*problems, *odd]))
     else:
-        run = Run(options, time.time(), os.urandom(4).hex())
+        loop = Run(options, time.time(), os.urandom(4).hex())
         if sys.stdout.isatty() and not (options.attended or given.plain):
             warnings.append(f"plain lines, since {why_no_screen()}")
     for warning in filter(None, [*warnings, run_file.problem]):
-        run.journal.note("warn", warning, "warn")
+        loop.journal.note("warn", warning, "warn")
     # Threads inherit what is blocked. Two signals are for the screen's thread alone; the other one
     # would stop a run that prints in the background of a terminal with `stty tostop`.
     held_back = (signal.SIGWINCH, signal.SIGTSTP) if options.attended else (signal.SIGTTOU,)
     signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
-    driver = Driver(run, run_file)
+    driver = Driver(loop, run_file)
     before = driver.before
     if options.server and options.server == before.get("server"):  # "": all was stopped there
-        run.server.abandoned = as_id(before, "session")
+        loop.server.abandoned = as_id(before, "session")
     texts = {task.text for task in plan.tasks}
     if any(as_text(task, "text") in texts for task in dicts(before, "tasks")):  # the same plan
-        run.books.gone = as_texts(before, "gone")
+        loop.books.gone = as_texts(before, "gone")
     return driver.work()
 
 
@@ -6391,13 +6408,14 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
     last_pid = pid or run_file.last_pid()
     if last_pid and record.get("pid") != last_pid:
         record = {}  # an earlier run's: the last one has not written any, or could not
-    states = {key: task.state for task in plan.tasks for key in (task.text, task.name)}
+    by_name = {task.key: task.state for task in plan.tasks}
+    by_text = {task.text: task.state for task in plan.tasks}
     for task in dicts(record, "tasks"):  # as they are now
-        text = as_text(task, "text")
-        task["state"] = states.get((as_text(task, "phase"), text)) or states.get(text, "gone")
+        phase, text = as_text(task, "phase"), as_text(task, "text")
+        task["state"] = by_name.get((phase, text)) or by_text.get(text, "gone")
     if record.get("gone"):
         gone = as_texts(record, "gone")
-        record["gone"] = [text for text in gone if text not in states]
+        record["gone"] = [text for text in gone if text not in by_text]
     if record and not pid:  # it may have been killed while it waited
         record.update(waits_for=[], retry="", waiting_until=None, server="")
     return plan, problem, status_record(path, plan, pid, record)

@@ -72,10 +72,10 @@ from plan_lines import (
     PROMPTS, TAGS,
 )
 from recorded import (
-    ASKED_FORM, ASKED_PERMISSION, ATTEMPTS_2, CALLS, CHILD_1, DECODED, DECODED_2, DONE_2, FAULTS_1,
-    FAULTS_2, FIRST, FORM, HERE, IN_A, NOT_NOW, NO_KEY_1, PERMISSION, PROMPT, PROMPT_2, REQUEST_1,
-    REQUEST_2, SECOND, SPENT_2, STOP, THIRD, TOKENS, TURN, UNAUTHORIZED, USED, VERDICTS_1,
-    VERDICTS_2, ZERO, agent_2, assistant, catalogue, child_2, dialect_2, document, event, look,
+    AGENTS_2, ASKED_FORM, ASKED_PERMISSION, ATTEMPTS_2, CALLS, CHILD_1, DECODED, DECODED_2, DONE_2,
+    FAULTS_1, FAULTS_2, FIRST, FORM, HERE, IN_A, NOT_NOW, NO_KEY_1, PERMISSION, PROMPT, PROMPT_2,
+    REQUEST_1, REQUEST_2, SECOND, SPENT_2, STOP, THIRD, TOKENS, TURN, UNAUTHORIZED, USED,
+    VERDICTS_1, VERDICTS_2, ZERO, assistant, catalogue, child_2, dialect_2, document, event, look,
     message_event, model_2, part_event, polled, provider, stand_in, step, told, user, user_2,
     whole_server, wrapped,
 )
@@ -86,8 +86,8 @@ from scenes import (
 from scripted_model import ScriptedModel, opencode_config
 from simulation import INTERRUPTIONS, MISBEHAVIOURS, SHORT, Simulation, drive, note_end_of, replay
 from stories import (
-    BEGINS, BROKEN_SETUP, CHECK_STOPPED, DONE, GONE, MAYBE, NINE, NOON, STATES, TWO, WAITS, No,
-    Story, a_result, answers, at_work, books_of, calls, fails_first, fails_with, growing,
+    ACME, BEGINS, BROKEN_SETUP, CHECK_STOPPED, DONE, GONE, MAYBE, NINE, NOON, STATES, TWO, WAITS,
+    No, Story, a_result, answers, at_work, books_of, calls, fails_first, fails_with, growing,
     in_line, in_state, is_done, is_same, keeps_retrying, permission, project_options, status_of,
     status_text, tasks_of, waiting_for,
 )
@@ -2530,6 +2530,7 @@ def test_the_last_costs_are_looked_up_before_the_exit(end: str, told: str, is_qu
         story.let_pass(2.5)
     assert story.exits == [130], "nobody waits longer than two seconds"
     assert story.total.cost == pytest.approx(0.8 if is_quick else 0.5)
+    assert story.record()["tasks"][0]["cost"] == pytest.approx(story.total.cost)
     poll = " poll" if is_quick else ""
     assert story.take("read_files", "measure_server") == f"interrupt{poll}{told} exit"
     assert {entry.iteration for entry in story.entries if entry.kind == "end"} == {0}
@@ -3533,6 +3534,10 @@ def test_sums_and_streaks_are_computed_from_the_results() -> None:
     assert (books.check_failures, books.unsettled) == (0, []), "where a person went on"
     books.add(a_result(check="failed"))
     assert (books.check_failures, len(books.unsettled)) == (1, 1)
+    books.add(a_result("rate-limited"))
+    assert books.efforts["", "one"].check_failed, "no check has passed since"
+    books.note_check(ocloop.CheckResult(0, ""))
+    assert not books.efforts["", "one"].check_failed
     books = books_of()
     assert (books.average, books.last_worked, books.spent) == (0.0, None, Spend())
 
@@ -3567,14 +3572,6 @@ def test_the_first_model_that_does_not_rest_works() -> None:
     assert line.choose() == "" and not line.others()
 
 
-SETUP = Setup(
-    model="acme/gone",
-    models={"acme/large": 1000, "acme/small": 0},
-    agents=("build", "plan"),
-    variants={"acme/large": ("low", "medium", "high")},
-)
-
-
 @pytest.mark.parametrize("models, agent, words", [
     (("acme/large",), "build", ""),
     (("acme/large", "acme/smal"), "", "there is no model acme/smal: did you mean acme/small"),
@@ -3591,7 +3588,7 @@ SETUP = Setup(
 def test_a_wrong_name_is_told_with_what_was_meant(
     models: tuple[str, ...], agent: str, words: str
 ) -> None:
-    problem = ocloop.problem_of_names(SETUP, models, agent)
+    problem = ocloop.problem_of_names(ACME, models, agent)
     assert words in problem and bool(problem) == bool(words)
     assert ocloop.problem_of_names(Setup(), models, agent) == "", "which it cannot tell"
     assert "debug agents" not in OCLOOP.read_text("utf-8"), "it starts a service, and lists nothing"
@@ -3617,7 +3614,8 @@ def test_a_limit_that_is_reached_is_named_with_what_was_used(
     unsettled, failures = streaks
     results = [a_result()] * unsettled + [a_result("cut", check="failed")] * failures
     books = books_of(*results, **options)
-    reached = books.reached(dict(zip(("max_iterations", "max_cost", "max_time"), used)))
+    limit = books.used_up(dict(zip(("max_iterations", "max_cost", "max_time"), used)))
+    reached = limit or books.stuck_on()
     assert words in reached and bool(reached) == bool(words)
 
 
@@ -3686,14 +3684,12 @@ def test_what_is_no_event_is_passed_over(data: bytes) -> None:
     "/a\0b", "/\ud800", "/" * 100_000,  # folders that none can be
 ], ids=lambda said: ascii(said)[:20])  # fmt: skip
 def test_a_request_that_is_too_much_for_us_failed_like_any_other(said: Any) -> None:
-    posted: list[Answer] = []
-    outside = ocloop.Outside(Options(directory="/project"), posted.append)
+    outside = ocloop.Outside(Options(directory="/project"), print)
     says = {"POST /session": {"id": "ses_1", "directory": said}, "GET /session/status": said}
     outside.dialect = a_dialect(Said({**says, "GET /session/s": {}}))
     is_folder = isinstance(said, str)
     reply = Request("create", (PROMPT,)) if is_folder else Request("poll", ("s", PROMPT, 0, False))
-    outside._make(reply)
-    (answer,) = posted
+    answer = outside._answer(reply)
     assert answer.request is reply
     if not is_folder:
         assert isinstance(answer.error, RequestError) and answer.error.why == "silent"
@@ -3718,7 +3714,11 @@ def test_whatever_a_server_makes_us_ask_the_threads_are_not_without_number() -> 
         posted.get(timeout=5)
 
 
-def test_a_thread_that_is_done_makes_the_next_request() -> None:
+def fails_to_start(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_thread_that_is_done_makes_the_next_request(monkeypatch: Patch) -> None:
     posted: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     outside = ocloop.Outside(Options(), posted.put)
     hold = threading.Event()
@@ -3730,8 +3730,11 @@ def test_a_thread_that_is_done_makes_the_next_request() -> None:
         outside.make(Request(name, ()))
         if name == "read_files":  # else it hangs, and holds up nobody
             idents.append(posted.get(timeout=GENEROUS).result)
-            until(lambda: outside.free_threads._value, "a free thread")
     assert idents[0] == idents[1] != idents[2]
+    monkeypatch.setattr(threading.Thread, "start", fails_to_start)
+    for _ in range(2):  # one thread is free
+        outside.make(Request("stop_check", ()))
+    assert isinstance(posted.get(timeout=GENEROUS).error, RequestError)
     hold.set()
 
 
@@ -5986,18 +5989,11 @@ def test_where_opencode_2_is() -> None:
 # ── opencode 2: the set-up ────────────────────────────────────────────────────────────────────────
 
 
-AGENTS = [
-    agent_2("build"),
-    agent_2("mine", model={"providerID": "sim", "id": "m2"}),
-    agent_2("title", hidden=True),
-]
-
-
 def test_what_opencode_2_knows() -> None:
     tier = {"input": 1.25, "output": 10, "cache": {"read": 0.1, "write": 0}}
     models = [model_2("sim/m1", cost=[tier]), model_2("sim/a/b", variants=[])]
     higher = document(model={"providerID": "sim", "model": "m1", "variant": "high"})
-    says = catalogue(models, AGENTS, document(model="sim/m0"), higher, document(share="disabled"))
+    says = catalogue(models, AGENTS_2, document(model="sim/m0"), higher, document(share="disabled"))
     made, client = dialect_2(says)
     setup = made.setup()
     assert setup == Setup(
@@ -6085,7 +6081,7 @@ NOBODY_ASKS = {"permissions": [{"action": "question", "resource": "*", "effect":
 def test_a_session_is_made_with_the_model_that_is_meant(
     prompt: Json, config: Json, attended: bool, known: str, more: Json
 ) -> None:
-    says = {**catalogue([], AGENTS, document(**config)), "POST /api/session": CREATED}
+    says = {**catalogue([], AGENTS_2, document(**config)), "POST /api/session": CREATED}
     made, client = dialect_2(says, attended=attended)
     assert made.setup().model_of(prompt.get("agent", "")) == known
     assert made.create(PROMPT_2._replace(**prompt)) == "ses_A"

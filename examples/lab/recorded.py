@@ -230,6 +230,13 @@ def agent_2(name: str, **more: Any) -> Json:
     return {"id": name, "name": name.title(), "mode": "primary", "hidden": False, **more}
 
 
+AGENTS_2 = [
+    agent_2("build"),
+    agent_2("mine", model={"providerID": "sim", "id": "m2"}),
+    agent_2("title", hidden=True),
+]
+
+
 def document(**info: Any) -> Json:
     return {"type": "document", "info": info}
 

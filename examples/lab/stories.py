@@ -57,6 +57,12 @@ DONE = "- [x] one\n<plan-complete>done</plan-complete>"
 GONE = "the plan /project/PLAN.md cannot be read (No such file): put it back"
 FILES = {"directory": "/project", "plan": "/project/PLAN.md", "prompt": "/project/PROMPT.md"}
 NO_ANSWER = "timed out"
+ACME = ocloop.Setup(
+    model="acme/gone",
+    models={"acme/large": 1000, "acme/small": 0},
+    agents=("build", "plan"),
+    variants={"acme/large": ("low", "medium", "high")},
+)
 CHECK_STOPPED = ocloop.CheckResult(-15, "", True)
 BROKEN_SETUP = "ConfigInvalidError"
 RESTS = ("ready", "paused", "complete", "error", "stopping")  # where only a person goes on
