@@ -658,7 +658,6 @@ class Message(NamedTuple):
     agent: str = ""
     parent: str = ""  # what it answers, where that is known
     ended: str = ""  # answered, calls (tools are to run), nowhere (without saying why)
-    complete: bool = False  # nothing more of it is written
 
 
 class Answered(NamedTuple):
@@ -1243,16 +1242,12 @@ class Circles:
 
 
 class Transcript:
-    """What runs now, and each part once in the journal, however often a server says it.
-
-    A text may end after the tool that it announces: a tool waits for the texts of its session.
-    """
+    """What runs now, and each part once in the journal, however often a server says it."""
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
         self.live: dict[str, Entry] = {}  # what runs, and since when, by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
-        self.held: list[Entry] = []  # tools that wait
 
     def error(self, message: str, session: str) -> None:
         """A server tells it on the stream, in the message, and when polled."""
@@ -1272,9 +1267,10 @@ class Transcript:
         now = self.talk.run.now
         since = known.time if known else now
         depth = self.talk.family.get(part.session, 0)
-        entry = Entry(0, since, kind, text, tone, depth, session=part.session)
         if part.state == "running":
-            self.live[part.key] = entry._replace(text=text[-Journal.LONGEST_TEXT :])
+            latest = text[-Journal.LONGEST_TEXT :]
+            entry = Entry(0, since, kind, latest, tone, depth, session=part.session)
+            self.live[part.key] = entry
             # A subagent's is noted when it begins, too, once it is known what for.
             is_first_told = text and not (known and known.text)
             if part.tool not in SUBAGENT_TOOLS or not is_first_told:
@@ -1286,12 +1282,9 @@ class Transcript:
                 text += f"  {duration(now - since)}"
         if part.state == "failed":
             text += f"  failed: {part.text}"
-            entry = entry._replace(tone="bad")
-        if is_tool:
-            self.held.append(entry._replace(text=text))
-        elif text.strip():
+            tone = "bad"
+        if is_tool or text.strip():
             self.talk.note(kind, text.strip(), tone, part.session)
-        self.release()
         return part.state != "running"
 
     def grow(self, delta: Delta) -> None:
@@ -1305,21 +1298,6 @@ class Transcript:
         for key, live in list(self.live.items()):
             if live.session == session and live.kind == "text":
                 del self.live[key]
-        self.release()
-
-    def close(self) -> None:
-        self.live.clear()
-        self.release()
-
-    def release(self) -> None:
-        """Note the tools that wait for no text any more."""
-        held, self.held = self.held, []
-        written = {live.session for live in self.live.values() if live.kind == "text"}
-        for entry in held:
-            if entry.session in written:
-                self.held.append(entry)
-            else:
-                self.talk.note(entry.kind, entry.text, entry.tone, entry.session)
 
 
 class Asks:
@@ -1595,7 +1573,6 @@ class Talk:
         if event.ended:
             self.noted_attempt = ("", 0)
             self.retry_since = 0.0
-        if event.complete:
             self.transcript.end_texts(event.session)
         self.give_up("failed", self.circles.message(event))
 
@@ -1715,7 +1692,7 @@ class Talk:
         self.look_at = 0.0
         self.asks.open.clear()
         self.asks.closed.clear()
-        self.transcript.close()
+        self.transcript.live.clear()
         self.retry = None
 
     def find_server(self) -> None:
@@ -2179,6 +2156,7 @@ FILES_WITHIN = 60.0  # they may be away for so long when they are needed (an edi
 FIRST_STARTS = 3  # a server that never ran is started so often
 BUSY_WITHIN = 120.0  # or for so long, while it answers with errors: its data base may be locked
 MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
+LEAK_TAKES = 600.0  # what grows quicker than that is no leak, but a language server at work
 MIND_EVERY = 0.25  # seconds between two looks at what has a time-out
 REPEAT_AFTER = 1.0  # what has failed, or done nothing, is tried again after so long
 SILENCES = 2  # requests in a row without an answer, then the server is to blame
@@ -2548,7 +2526,6 @@ class Run:
         finally:
             self.talk = None
             self.earlier.append(talk.id)  # when it wakes up from now on, it is stopped
-            talk.transcript.close()
         if outcome.fault.message:
             talk.transcript.error(outcome.fault.message, talk.id)
         return outcome
@@ -3124,6 +3101,9 @@ class Supervisor:
             self.replace = True
             said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
             self.note(said + " in the midst" * is_bursting, "warn")
+        if is_bursting and self.run.now - self.up_since < LEAK_TAKES:
+            self.most_memory = float(memory)  # or the next server would be ended as soon
+            self.note(f"the work needs that much: the limit is {memory} MiB from now on", "warn")
         if is_bursting:
             with self.run.shield(Abort), suppress(RequestError):
                 await self.run.interrupt_until_idle(talk, INTERRUPT_WITHIN)
@@ -3166,8 +3146,6 @@ class Files:
             self.journal.note("plan", "plan and prompt can be read again", "dim")
         self.trouble = problem
         if is_good or not problem:
-            if self.plan_text and plan.done > self.plan.done:
-                self.journal.note("plan", f"{plan.done} of {plan.total} done", "good")
             self.plan = plan
             if text is not None:
                 self.plan_text = text
@@ -3903,7 +3881,7 @@ def spend_of(source: Json) -> Spend:
     return Spend(as_float(source, "cost"), as_int(tokens, "input"), output, cached)
 
 
-def message_from(session: str, message: str, info: Json, is_over: bool) -> Message:
+def message_from(session: str, message: str, info: Json) -> Message:
     """A message of OpenCode 1, or a step of OpenCode 2."""
     # OpenCode 1 has the model's ids in the message, where `id` is the message's own.
     model = info.get("model") or {**info, "id": ""}
@@ -3915,7 +3893,6 @@ def message_from(session: str, message: str, info: Json, is_over: bool) -> Messa
         agent=as_text(info, "agent"),
         parent=as_text(info, "parentID"),
         ended=ENDED_OF_FINISH.get(as_text(info, "finish"), "answered"),
-        complete=is_over,
     )
 
 
@@ -4499,8 +4476,8 @@ class OpenCode:
         elif type == "message.updated" and info.get("role") == "user":
             self.prompts.add(as_text(info, "id"))
         elif type == "message.updated":
-            is_over = bool(dig(info, "time", "completed"))
-            heard = message_from(session, as_text(info, "id"), info, is_over)
+            heard = message_from(session, as_text(info, "id"), info)
+            is_over = dig(info, "time", "completed")
             if not is_over or info.get("summary") is True:  # a compaction's is no answer
                 heard = heard._replace(ended="")
         elif type == "message.part.updated":
@@ -4732,7 +4709,7 @@ class OpenCode2(OpenCode):
             return [working] if what == "started" else [*broke, Activity(session, "idle")]
         elif area == "step" and what in ("started", "ended", "failed"):
             # Its end tells what it has used: `usage.updated` would count that again.
-            spent = message_from(session, message, data, what != "started")
+            spent = message_from(session, message, data)
             return [working, spent] if what == "started" else [spent, *broke]
         elif type == "session.retry.scheduled":
             heard = retry_of(session, data)
@@ -5849,11 +5826,7 @@ def open_ours(folder: str, name: str, flags: int) -> int:
     """Open a file of ours in a folder of our own, never by way of a link."""
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK
     with private(folder) as place:
-        fd = os.open(name, flags, 0o600, dir_fd=place)
-    if os.fstat(fd).st_uid != os.getuid():
-        os.close(fd)
-        raise PermissionError(errno.EPERM, "it is somebody else's")
-    return fd
+        return os.open(name, flags, 0o600, dir_fd=place)
 
 
 def private_folder() -> tuple[str, str]:

@@ -2005,6 +2005,9 @@ def test_a_server_that_grows_to_twice_its_limit_is_replaced_in_the_midst() -> No
     story.activity = "working"
     story.works()
     assert story.words == ["done"] and story.count("start_server") == 2
+    story.memory = 4000  # a language server needs that much, and would need it again and again
+    story.let_pass(16)
+    assert story.count("start_server") == 2
     story = at_work(server_memory=1000)
     story.memory = 2001
     story.world["measure_server"] = None
@@ -2120,7 +2123,6 @@ def test_an_edit_is_read_at_once() -> None:
     story.plan = TWO.replace("[ ]", "[x]", 1)
     story.tell(Edited("/project/PLAN.md"))
     assert story.take("poll") == "read_files" and story.run.plan.done == 1
-    assert "plan: 1 of 2 done" in story.text
     story.tell(Edited("/project/other.md"))
     assert story.take("poll") == ""
     story.plan = DONE
@@ -2684,7 +2686,7 @@ def test_texts_thoughts_and_tools_are_journaled_once() -> None:
         ("read", "x failed: no such file", "bad"),
     ]  # fmt: skip
     story.part("prt_5", "text", "running", text="")
-    story.tell(Message(story.id, "msg_9", Spend(), ended="calls", complete=True))
+    story.tell(Message(story.id, "msg_9", Spend(), ended="calls"))
     assert not story.picture().live, "one of which nothing is known is not shown for ever"
 
 
@@ -2700,8 +2702,8 @@ def test_a_text_is_told_once_however_it_comes(text: str, pieces: tuple[str, ...]
         story.part("prt_2", "tool", tool="read", argument="PLAN.md")
         story.part("prt_1", "text", "done", text="I will read the plan.")
         kinds = [entry.kind for entry in story.entries]
-        assert kinds[-2:] == ["text", "read"], "before the tool that it announced"
-    story.tell(Message(story.id, "msg_9", Spend(), ended="calls", complete=True))
+        assert kinds[-2:] == ["read", "text"], "each when it has ended"
+    story.tell(Message(story.id, "msg_9", Spend(), ended="calls"))
     assert story.text.count("I will read the plan.") == 1 and not story.picture().live
     story.part("prt_3", "text", "running", text="")
     story.part("prt_4", "tool", tool="bash", argument="make")
