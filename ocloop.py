@@ -40,7 +40,7 @@ A session is *idle*, then *over*; a model is *set aside*; a run *rests* (ready, 
 error), which is its *standstill*, or *ends*.
 """
 
-from __future__ import annotations  # an error here: run it with Python 3.9 or newer
+from __future__ import annotations  # a syntax error here: run ocloop with Python 3.9 or newer
 
 import sys
 
@@ -55,7 +55,7 @@ if sys.platform == "win32":
 import os
 
 if __name__ == "__main__" and os.path.dirname(os.path.realpath(__file__)) in sys.path[:1]:
-    # What lies beside this file may be an agent's: it is no library of ours.
+    # What lies beside this file may be an agent's: never import it.
     del sys.path[0]
 
 import argparse
@@ -91,7 +91,7 @@ from urllib.parse import quote, urlsplit
 
 try:
     import curses
-except ImportError:  # some minimal Pythons come without it: plain lines then
+except ImportError:  # some minimal Pythons have no curses: plain lines then
     curses = None  # type: ignore[assignment]
 
 __version__ = "3.0.0"
@@ -102,7 +102,7 @@ class Problem(Exception):
 
     def __init__(self, message: str, status: int = 1, again: bool = False) -> None:
         super().__init__(message)
-        self.status = status  # the exit status it leads to
+        self.status = status  # the exit status of the program
         self.again = again  # trying again, with nothing changed, can help
 
 
@@ -491,9 +491,9 @@ class Prompt(NamedTuple):
     title: str = ""  # of the session
     model: str = ""  # providerID/modelID, "": OpenCode's own
     agent: str = ""
-    message_id: str = ""  # our own ids, so that sending it again is safe
+    message_id: str = ""  # ids of ours: so a prompt can be sent again safely
     part_id: str = ""
-    attempt: int = 0  # how often it was handed over before
+    attempt: int = 0  # how often the prompt was handed over before
 
 
 def without_variant(name: str) -> str:
@@ -514,7 +514,7 @@ class Ask(NamedTuple):
     questions: tuple[Question, ...] = ()
     is_circle: bool = False  # OpenCode asks because the calls are identical
     always: str = ""  # what "always" allows, and for how long
-    since: float = 0.0  # when we first heard of it, by RunClock.now
+    since: float = 0.0  # when we first heard of the ask, by RunClock.now
     answers: tuple[str, ...] = ()  # labels, for the first questions
 
 
@@ -571,8 +571,8 @@ class Setup(NamedTuple):
     free: frozenset[str] = frozenset()  # models without a price
     variants: dict[str, tuple[str, ...]] = {}  # model -> names of its reasoning efforts
     chosen: str = ""  # the model that OpenCode would take where nobody names one
-    asks: tuple[str, ...] = ()  # what its configuration asks a person for
-    unread: tuple[str, ...] = ()  # files of it that OpenCode goes on without
+    asks: tuple[str, ...] = ()  # what OpenCode's configuration asks a person for
+    unread: tuple[str, ...] = ()  # files of the configuration that OpenCode cannot read
     agent_models: dict[str, str] = {}  # agent -> the model that the configuration means for it
 
     def model_of(self, agent: str) -> str:
@@ -594,7 +594,7 @@ class Polled(NamedTuple):
     activity: str  # idle or working
     verdict: str = ""
     fault: Fault | None = None
-    spent: Spend | None = None  # by subagents, too; None: it cannot be told
+    spent: Spend | None = None  # with its subagents; None: not known
     children: tuple[str, ...] = ()
     asks: tuple[Ask, ...] | None = None  # None: not looked at
     unlisted: tuple[str, ...] = ()  # kinds of asks that the server failed to list
@@ -613,7 +613,7 @@ class CheckResult(NamedTuple):
 
 
 class FilesRead(NamedTuple):
-    plan: str | None  # None: it cannot be read
+    plan: str | None  # the text; None: it cannot be read
     prompt: str | None
     problem: str = ""
 
@@ -633,7 +633,7 @@ class Activity(NamedTuple):
 
 class Part(NamedTuple):
     session: str
-    key: str  # its own in the session
+    key: str  # which part of the session it is
     kind: str  # text, think or tool
     state: str  # running, done or failed
     text: str = ""  # what is said; of a tool that failed, why
@@ -656,7 +656,7 @@ class Message(NamedTuple):
     spend: Spend  # for this message alone; its tokens, cached ones too, are the whole context
     model: str = ""
     agent: str = ""
-    parent: str = ""  # what it answers, where that is known
+    parent: str = ""  # id of the prompt that it answers, where that is known
     ended: str = ""  # answered, calls (tools are to run), nowhere (without saying why)
 
 
@@ -744,7 +744,7 @@ class Request:
     def __init__(self, name: str, args: tuple[Any, ...]) -> None:
         self.name = name  # of a method of Outside
         self.args = args
-        self.answer: Answer | None = None  # once it was heard
+        self.answer: Answer | None = None  # None: not heard yet
 
 
 class Answer(NamedTuple):
@@ -1208,7 +1208,7 @@ class Circles:
         """OpenCode's own guard sees identical calls only within one step."""
         calls = self.calls[part.session]
         if part.call not in calls:
-            self.compactions.pop(part.session, None)  # it gets on
+            self.compactions.pop(part.session, None)  # a new call: the session gets on
         calls.append(part.call)
         for length in range(1, 5):
             turn = calls[-length:]
@@ -1271,7 +1271,7 @@ class Transcript:
             latest = text[-Journal.LONGEST_TEXT :]
             entry = Entry(0, since, kind, latest, tone, depth, session=part.session)
             self.live[part.key] = entry
-            # A subagent's is noted when it begins, too, once it is known what for.
+            # The call of a subagent is noted when it begins, too, once its purpose is known.
             is_first_told = text and not (known and known.text)
             if part.tool not in SUBAGENT_TOOLS or not is_first_told:
                 return False
@@ -1307,9 +1307,9 @@ class Asks:
         self.talk = talk
         self.run = talk.run
         self.open: dict[str, Ask] = {}  # by id
-        self.closed: set[str] = set()  # ids: a poll on its way may list them
+        self.closed: set[str] = set()  # ids of those that were answered: a late poll may list them
         self.refused: collections.Counter[str] = collections.Counter()  # by title
-        self.last_refusal = ""  # what the agent was told of it
+        self.last_refusal = ""  # what the agent was told at the last refusal
 
     def hear(self, ask: Ask) -> None:
         """Nothing is answered any more once the session has to end."""
@@ -1413,7 +1413,7 @@ class Asks:
             self.refuse(ask, "by a person", A_PERSON)
         elif key.name in decisions:
             self.reply(ask, decisions[key.name], f"approved, {decisions[key.name]}")
-        elif key.name in labels:  # sent when all of its questions are answered
+        elif key.name in labels:  # the reply is sent when all questions of the ask are answered
             answers = (*ask.answers, labels[key.name])
             ask = self.open[ask.id] = ask._replace(answers=answers)
             if len(answers) == len(ask.questions):
@@ -1440,7 +1440,7 @@ class Talk:
     def __init__(self, prompt: Prompt, run: Run) -> None:
         self.prompt = prompt
         self.run = run
-        self.plan = run.plan  # before it
+        self.plan = run.plan  # as it was before this session
         self.task = self.plan.current  # None: nothing was left but the summary
         self.id = ""
         self.family: dict[str, int] = {}  # this session and its subagents' -> depth
@@ -1450,9 +1450,9 @@ class Talk:
         self.last_sign = run.now  # of life
         self.retry: Activity | None = None  # one of the family waits for a provider
         self.retry_at = 0.0  # when OpenCode tries again
-        self.retry_since = 0.0  # when the waiting began: its further attempts do not move it
+        self.retry_since = 0.0  # when OpenCode's first attempt failed: further ones do not move it
         self.noted_attempt = ("", 0)  # session and OpenCode's own attempt, in the journal
-        self.ends_as: Outcome | None = None  # what has to end it before its time
+        self.ends_as: Outcome | None = None  # set when the session has to be ended before its time
         self.circles = Circles()
         self.by_message: dict[str, Spend] = {}
         self.polled = Spend()
@@ -1468,9 +1468,9 @@ class Talk:
         self.begun_at = 0.0  # the last sign that the prompt runs; 0: none yet
         self.look_at = NEVER  # the next look
         self.verdict = ""  # of the last look, where it is not believed yet
-        self.verdict_since = 0.0  # so many looks have said the same
+        self.verdict_since = 0.0  # since when the looks agree on it
         self.fault: Fault | None = None  # the last error that the stream told of
-        self.server_was_lost = False  # in the midst of the answer, which has cut it off
+        self.server_was_lost = False  # in the midst of the answer, which was cut off by that
         self.asks.last_refusal = ""
 
     def note(self, kind: str, text: str, tone: str = "", session: str = "") -> None:
@@ -1515,7 +1515,7 @@ class Talk:
         """The prompt runs: an end that was seen was none."""
         self.begun_at = self.run.now
         self.verdict = ""
-        self.server_was_lost = False  # what cuts it off from now on is somebody
+        self.server_was_lost = False  # if the answer is cut off from now on, somebody did that
         if self.retry and self.retry.session == session:
             self.retry = None
 
@@ -1536,7 +1536,7 @@ class Talk:
         self.retry = event
         self.retry_at = now + event.wait
         attempt = (event.session, event.attempt)
-        if attempt != self.noted_attempt:  # a look may have told of it
+        if attempt != self.noted_attempt:  # stream and polls tell of the same attempt
             self.noted_attempt = attempt
             self.note("retry", f"attempt {event.attempt} failed: {message}", "warn", event.session)
         if event.attempt <= 1 or not self.retry_since:
@@ -1579,7 +1579,7 @@ class Talk:
     def hear_fault(self, session: str, fault: Fault) -> None:
         if fault.kind == "aborted":
             return
-        if session == self.id and fault.kind != "overflow":  # that one is compacted away
+        if session == self.id and fault.kind != "overflow":  # OpenCode compacts, and goes on
             self.fault = fault
             self.look_within(1.0)
         self.transcript.error(fault.message, session)
@@ -1644,7 +1644,7 @@ class Talk:
         if verdict in ("cut", "refused") and self.server_was_lost:
             return "unfinished"  # no person did it: the prompt is sent again
         if verdict in ("undelivered", "unfinished", "nothing-ran") and self.fault:
-            return "failed"  # before or in the midst of it, as with a model that is not there
+            return "failed"  # before the answer or in its midst, as with a missing model
         return verdict
 
     def patience(self, verdict: str) -> float:
@@ -1674,13 +1674,13 @@ class Talk:
         now = self.run.now
         retry = self.retry if self.retry_at > now else None
         if self.run.server.is_down or self.asks.open or retry:
-            self.last_sign = now  # it waits, and for something that is known
+            self.last_sign = now  # it is silent for a known reason
         self.asks.mind()
         longest = self.run.options.iteration_timeout
         silence = self.run.options.stall_timeout
         if longest and now - self.started >= longest:
             problem = f"the iteration took longer than {duration(longest)}"
-            if retry:  # nobody's fault, and it is waited for
+            if retry:  # the provider's fault, for which the run waits
                 problem += f", waiting for the provider: {retry.message}"
             self.give_up("rate-limited" if retry else "stalled", problem)
         elif silence and now - self.last_sign >= silence:
@@ -1794,11 +1794,11 @@ class Books:
         self.spent = Spend()  # by all iterations that are over, also those that an end broke off
         # What --check says of the work as it stands: passed, failed, interrupted; "": nothing yet.
         self.check = ""
-        self.complaint = ""  # for the next agent, where it failed
+        self.complaint = ""  # for the next agent: how the check failed; "": it did not
         self.plan = Plan()  # that was noted last
         self.gone: list[str] = []  # open tasks that went out of the plan, and nobody settled
-        self.most_settled = 0  # so far
-        self.least_left = 0  # so far, of pending tasks and, as one more, the missing summary
+        self.most_settled = 0  # the most settled tasks so far
+        self.least_left = 0  # the fewest pending tasks so far, the missing summary as one more
         # Limits by name, as a person has raised them since.
         self.limits = {name: float(getattr(options, name)) for name in RAISED_BY_R}
         self.begin_anew()
@@ -1837,13 +1837,13 @@ class Books:
 
     def note_check(self, checked: CheckResult) -> str:
         """Take in what --check said of the work as it stands."""
-        if checked.interrupted:  # it said nothing: a complaint of the last one holds
+        if checked.interrupted:  # no verdict: the last check's complaint still holds
             self.check = "interrupted"
             self.journal.note("check", "interrupted", "warn")
         elif checked.status == 0:
             self.check = "passed"
             self.complaint = ""
-            # It looks at the whole project: one that passes is the end of all failures before it.
+            # A check looks at the whole project: so all tasks whose check failed are good now.
             for name, effort in self.efforts.items():
                 self.efforts[name] = effort._replace(check_failed=False)
             self.journal.note("check", "passed", "good")
@@ -1917,7 +1917,7 @@ class Books:
         """What went wrong so often in a row that a person has to look at it; "": nothing."""
         most = self.options.stuck or NEVER
         count = len(self.unsettled)
-        if count > most:  # the last one was told of it
+        if count > most:  # the last agent was told so, and settled nothing either
             advice = "look at the next task and at the prompt, or mark the task [BLOCKED: reason]"
             refused = self.refused_lately
             if refused:
@@ -2105,7 +2105,7 @@ class ModelLine:
         advice = ADVICE.get(fault.kind, "").format(model=self.shown or "of the configuration")
         self.failures[self.current] += 1
         times, most = self.failures[self.current], self.options.retries or NEVER
-        # Two models that fail by turns would do so for ever.
+        # Else two models that fail by turns would do so for ever.
         has_others = any(self.failures[other] <= most for other in self.others())
         if has_others and (advice or times > most):
             return self.set_aside(problem, LONGEST_WAIT)
@@ -2152,13 +2152,13 @@ class ModelLine:
 # 3. What must not be cut short is shielded: while a session is being stopped, X waits.
 
 READ_EVERY = 3.0  # seconds between two looks at plan and prompt
-FILES_WITHIN = 60.0  # they may be away for so long when they are needed (an editor, git)
-FIRST_STARTS = 3  # a server that never ran is started so often
+FILES_WITHIN = 60.0  # plan and prompt may be away so long (an editor, git) when they are needed
+FIRST_STARTS = 3  # a server that has never been up is started so often
 BUSY_WITHIN = 120.0  # or for so long, while it answers with errors: its data base may be locked
 MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
 LEAK_TAKES = 600.0  # what grows quicker than that is no leak, but a language server at work
 MIND_EVERY = 0.25  # seconds between two looks at what has a time-out
-REPEAT_AFTER = 1.0  # what has failed, or done nothing, is tried again after so long
+REPEAT_AFTER = 1.0  # seconds until what has failed, or had no effect, is tried again
 SILENCES = 2  # requests in a row without an answer, then the server is to blame
 ANSWER_WITHIN = 300.0  # a request times out outside; if its thread hangs, nobody waits longer
 LOCAL_WITHIN = 30.0  # the same, where only files and processes of this machine are looked at
@@ -2239,7 +2239,7 @@ class Run:
         """
         was_away = not self.clock.move_to(wall)
         if was_away and self.talk:
-            self.talk.look_within(0)  # what became of it meanwhile?
+            self.talk.look_within(0)  # the session may be over by now
         self.files.is_fresh = False
         if self.exit_status is None:
             try:
@@ -2300,7 +2300,7 @@ class Run:
                 if failure.why != "silent":
                     raise
                 error = failure
-            # Its process may have ended: that is told a moment later, with its last words.
+            # If its process has ended, `ServerDied` comes a moment later, with its last words.
             again_in = min(until - self.now, REPEAT_AFTER)
             await self.wait(again_in, sooner=lambda: self.server.is_down)
         problem = f"the server does not answer: {error}"
@@ -2368,7 +2368,7 @@ class Run:
         """Start the server, and say what its setup makes a person want to know. Raises Problem."""
         await self.server.bring_up()
         if self.model_line.look_through() and self.attended and not self.options.run:
-            self.wanted = False  # S was pressed before there was this to read
+            self.wanted = False  # S was pressed before these warnings could be read
 
     async def work(self) -> End:
         """Start the server, wait for S, then iterate until there is a reason to rest. Raises
@@ -2421,7 +2421,7 @@ class Run:
                 tell_end(self, end)
             elif end.reason:
                 notify(self, "stopped", end.reason)
-            if self.attended and end.stage != "paused":  # it may be days until somebody comes
+            if self.attended and end.stage != "paused":  # it may be days until a person goes on
                 await self.server.stop()
             while True:
                 if not self.attended:
@@ -2432,7 +2432,7 @@ class Run:
                 self.wanted = False
         self.wanted = has_begun  # R after a start that failed: S is still to be pressed
         self.standstill = None
-        self.books.plan = Plan()  # what happened to it at rest is a person's
+        self.books.plan = Plan()  # what changed in the plan meanwhile, a person has changed
         if end.is_limit:
             self.books.make_room(self.used)
         elif not end.is_pause:
@@ -2442,7 +2442,7 @@ class Run:
 
     async def has_new_tasks(self) -> bool:
         """Whether there is something to do in a plan that was complete; else it is said why not."""
-        self.files.trouble = ""  # what is wrong with them is said each time
+        self.files.trouble = ""  # so that it is said anew, at each key
         await self.look_at_files()
         has_tag = self.plan.summary is not None
         has_tasks = self.plan.pending > 0 and not has_tag
@@ -2455,11 +2455,11 @@ class Run:
 
     async def iterate(self, plan: Plan) -> Result:
         """One session, the plan read after it, and the check."""
-        self.model_line.look_through()  # it may name another model by now
+        self.model_line.look_through()  # the prompt may name another model by now
         self.number += 1
         self.journal.iteration = self.number
         talk = self.under_way = self.new_talk()
-        if self.books.check != "failed":  # that stands until it passes
+        if self.books.check != "failed":  # a failure stands until a check passes
             self.books.check = ""
         self.journal.note("task", title_of(plan.goal), "head")
         outcome = files_problem = None
@@ -2467,16 +2467,16 @@ class Run:
             outcome = await self.lead(talk)
             try:
                 plan = await self.read_files()  # as the session left it: a check may hide it
-            except Problem as problem:  # it has worked all the same
+            except Problem as problem:  # the session counts, though the plan is away
                 plan, files_problem = self.plan, problem
             has_worked = outcome.kind in ("done", "refused", "cut")
             is_due = self.options.check and (has_worked or plan.summary is not None)
             check = await self.run_check() if is_due else ""
             result = self.enter(talk, outcome, check, plan)
         except (Quit, Problem):
-            self.books.note_plan(self.plan)  # it may have deleted tasks
+            self.books.note_plan(self.plan)  # the session may have deleted tasks
             self.books.spend(talk.result(self.now))
-            if outcome is None:  # it was not seen idle: whoever ends the server stops it
+            if outcome is None:  # not seen idle: the session is stopped when the server is ended
                 self.server.abandoned = talk.id
             raise
         finally:
@@ -2555,7 +2555,7 @@ class Run:
                 talk.prompt = self.with_ids(talk.prompt._replace(text=text, attempt=0))
             else:
                 return outcome
-        self.server.abandon(talk.id)  # it may begin late
+        self.server.abandon(talk.id)  # the prompt may begin late
         why = f"the prompt was sent {ATTEMPTS} times and never answered"
         return outcome_of(Fault("unknown", why))
 
@@ -2571,7 +2571,7 @@ class Run:
             talk.take_in(polled, looked)
             outcome = talk.weigh(polled, looked)
             if outcome and polled.activity != "idle":
-                await self.recall(talk)  # it has answered long ago, and says "busy" for ever
+                await self.recall(talk)  # it answered long ago, but the server says "busy" for ever
             if outcome:
                 return outcome
 
@@ -2579,7 +2579,7 @@ class Run:
         """Stop what may be at work, so that nothing of it runs on beside the next session."""
         sending = talk.sending
         if sending is None:
-            return  # it was never given its prompt, and does nothing
+            return  # the session was never given its prompt, and does nothing
         is_stopped = False
         with self.shield(Abort):
             try:
@@ -2603,10 +2603,10 @@ class Run:
         while self.now < until:
             if self.now >= again_at:
                 await self.call("interrupt", talk.id, talk.prompt, until=until)
-                again_at = self.now + REPEAT_AFTER  # it did nothing before the run began
+                again_at = self.now + REPEAT_AFTER  # an interrupt before a prompt begins is lost
             looked = self.now
             polled = await self.call("poll", talk.id, talk.prompt, False, until=until)
-            talk.take_in(polled, looked)  # what it has cost, to the last
+            talk.take_in(polled, looked)  # with the cost of the last step
             if polled.activity == "idle" and not polled.is_unsure:
                 return True
             await self.wait(min(until - self.now, LOOK_AGAIN))
@@ -2630,7 +2630,7 @@ class Run:
         """Have --check run: passed, failed or interrupted. Raises Problem where there is no such
         command from the beginning. It ends by itself, at --check-timeout, or by X."""
 
-        checked = CheckResult(0, "", interrupted=True)  # unless it answers
+        checked = CheckResult(0, "", interrupted=True)  # unless an answer comes
         checking = self.request("run_check", facts_of(self))
         self.check_since = self.now
 
@@ -2645,7 +2645,7 @@ class Run:
         except RequestError as error:
             self.journal.note("warn", f"the check was not run: {error}", "warn")
         except Quit:
-            pass  # the next wait raises it again, when the iteration is in the books
+            pass  # the next wait raises Quit again, when the iteration is in the books
         self.check_since = None
         # How a shell says that there is no such command, or that it is no program.
         is_missing = checked.status in (126, 127) and not checked.interrupted
@@ -2710,7 +2710,7 @@ class Run:
             if not self.files.is_fresh:
                 await self.look_at_files()
             if not self.files.trouble or self.plan.summary is not None:
-                return self.plan  # once it is complete, an agent may move it away
+                return self.plan  # an agent may move a plan away that is complete
             if self.now >= until:
                 raise Problem(self.files.trouble)
             await self.wait(REPEAT_AFTER)
@@ -2725,7 +2725,7 @@ class Run:
         reading = self.read_again()
         try:
             await self.wait(LOCAL_WITHIN, reading)
-        except RequestError as error:  # it has failed, which was heard, or it hangs
+        except RequestError as error:  # the reading failed, which was heard, or it hangs
             self.hear_answer(Answer(reading, error=error))
 
     # What happens, wherever it stands.
@@ -2743,7 +2743,7 @@ class Run:
         elif isinstance(event, StreamOpened) and self.talk:
             self.talk.look_within(0)
         elif isinstance(event, ServerDied) and event.launch == self.server.launch:
-            if not self.server.is_down:  # else whoever starts it finds it out
+            if not self.server.is_down:  # else its start fails, and says so
                 self.server.lose(event.problem)
         elif isinstance(event, Signalled):
             self.end(f"stopped by {event.name}")
@@ -2756,7 +2756,7 @@ class Run:
         """Write it into its request; say what failed of those that nobody waits for."""
         request = answer.request
         if request.answer:
-            return  # it was given up
+            return  # late: the request was given up
         request.answer = answer
         if request is self.files.reading:
             problem = f"{self.options.plan} cannot be read: {answer.error}"
@@ -2779,7 +2779,7 @@ class Run:
     def lose_screen(self, reason: str) -> None:
         """Go on without it; end where only a person could go on."""
         if not self.attended:
-            return  # a terminal that is gone may say so in several ways
+            return  # the news comes twice: a signal, and an error of the screen
         self.attended = False
         self.journal.note("note", f"{reason}: going on without a screen", "warn")
         if not self.wanted and not self.clock.works:
@@ -2901,7 +2901,7 @@ class Keys:
             self.overlay = "" if self.overlay == "plan" else "plan"
         elif key == "?":
             self.overlay = "help"
-        elif run.under_way:  # Q would lose it: ask once
+        elif run.under_way:  # Q would lose the iteration: ask once
             self.confirming_quit = True
         else:
             run.end(A_PERSON_QUIT)
@@ -2953,13 +2953,13 @@ class Supervisor:
         self.launch = 0  # counts the starts; what is said of an older one is old news
         self.failures = 0  # in a row: until an iteration works, or a person goes on
         self.has_worked = False  # one of its starts was good for something
-        self.is_busy = False  # the last one answered, and failed at everything
+        self.is_busy = False  # the last start: it answered, with errors only
         self.up_since = 0.0
         self.url, self.version, self.generation = "", "", 0
         self.measure_at = 0.0
         self.most_memory = float(run.options.server_memory or NEVER)  # MiB
-        self.replace = False  # before the next iteration: it grew, or a session may work on in it
-        self.abandoned = ""  # the last one, where it may still be at work
+        self.replace = False  # before the next iteration: it grew, or has an abandoned session
+        self.abandoned = ""  # id of the session that may still be at work; "": none
 
     def note(self, text: str, tone: str) -> None:
         self.run.journal.note("server", text, tone)
@@ -2969,7 +2969,7 @@ class Supervisor:
         if self.is_down and self.problem:
             return  # a request, its process and a start that fails may all tell of it
         if not self.is_down and self.run.now - self.up_since > LONGEST_WAIT:
-            self.failures = 0  # it was good for long: not in a row
+            self.failures = 0  # it worked for long: no failures in a row
         self.failures += 1
         self.is_down = True
         self.problem = problem
@@ -2993,7 +2993,7 @@ class Supervisor:
         """Interrupt the session that was left, and end the server, where it is ours."""
         self.let_go()
         request = self.run.request("stop_server", self.abandoned)
-        if not self.options.server:  # ours takes it along; else `bring_up` stops it
+        if not self.options.server:  # the session ends with our server; else `bring_up` stops it
             self.abandoned = ""
         with suppress(RequestError, Problem):  # it was noted
             await self.run.wait(ANSWER_WITHIN, request)
@@ -3078,7 +3078,7 @@ class Supervisor:
             if self.generation < 2 or self.run.now - began >= patience:
                 break
             await self.run.wait(LOOK_AGAIN)
-        if not (self.has_worked and problem):  # else a provider on this machine may be away
+        if not (self.has_worked and problem):  # else a local provider may be away: keep the old
             self.run.model_line.setup = setup
 
     async def memory(self) -> int:
@@ -3122,8 +3122,8 @@ class Files:
         self.plan_text = ""
         self.prompt_text = ""
         self.reading: Request | None = None  # the newest look, while it is on its way
-        self.read_at = 0.0  # when they are looked at again
-        self.is_fresh = False  # nothing has happened since they were read
+        self.read_at = 0.0  # when plan and prompt are read again
+        self.is_fresh = False  # nothing at all has happened since they were read
         self.trouble = ""  # why they cannot be read now
 
     def take(self, read: FilesRead) -> None:
@@ -3137,7 +3137,7 @@ class Files:
         is_good = text is not None and not plan_problem  # though the prompt may be away
         problem = read.problem or plan_problem
         if self.options.debug and read.prompt is not None:
-            problem = ""  # it takes any plan
+            problem = ""  # --debug takes any plan
         if not problem and not split_front_matter(read.prompt or "")[1]:
             problem = NO_PROMPT.format(self.options.prompt)
         if problem and not self.trouble:
@@ -3287,7 +3287,7 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     has_work_left = record.get("status") != 0  # else what was refused was done without
     check = as_dict(record, "check")
     verbs = {"failed": "mend", "interrupted": "run"}
-    if not plan.pending:  # else the next run begins with it
+    if not plan.pending:  # else the next run begins with the check
         verbs["not run"] = "run"
     verb = verbs.get(as_text(check, "verdict"))
     gone = as_texts(record, "gone")
@@ -3330,7 +3330,7 @@ def facts_of(run: Run) -> dict[str, str]:
     facts = {
         "project": one_line(os.path.basename(run.options.directory)),
         "plan": run.options.plan,
-        # Whoever commits with it needs one at the end, too; before the first, it is nobody's work.
+        # A check that commits needs a text at the end, too, and before the first task.
         "task": one_line(before.goal) if run.number else "before the first task",
         "finished": one_line(", ".join(finished.elements())),  # in this iteration
         "iteration": run.number,
@@ -3402,7 +3402,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
         "status": status,
         "ended": ended,
     }
-    if is_up:  # else: the next one's password, beside the last one's address
+    if is_up:  # else it would be the next server's password beside the last server's address
         secrets = {"username": outside.username, "password": outside.password}
         record.update(secrets, opencode=list(run.options.opencode))
     return record
@@ -3635,7 +3635,7 @@ def view_tasks(run: Run) -> list[TaskView]:
         so_far = talk.result(talk.started + int(run.now - talk.started))
         efforts[current.key] = efforts.get(current.key, NO_EFFORT).plus(so_far)
     views = []
-    for task in run.plan.tasks:  # where two have one name, it is about the first one
+    for task in run.plan.tasks:  # where two have one key, the first one is meant
         is_current = bool(current and task.state == "pending" and task.key == current.key)
         current = None if is_current else current
         views.append(TaskView(task, is_current, efforts.pop(task.key, NO_EFFORT)))
@@ -3719,7 +3719,7 @@ def progress_row(picture: Picture, width: int) -> Row:
     numbers = fit(numbers, width - 12)
     size = min(width - row_width(numbers) - 2, 60)  # of the bar
     total = max(1, plan.total)
-    blocked = -(-size * plan.blocked // total)  # rounded up: a single one is seen
+    blocked = -(-size * plan.blocked // total)  # rounded up: a single blocked task is seen
     done = min(size * plan.done // total, size - blocked)
     return [
         (0, "good", " " + "█" * done),
@@ -3844,7 +3844,7 @@ def journal_rows(picture: Picture, width: int, height: int, scroll: Scroll) -> l
     above = max(0, -scroll.away[""])  # rows above the end
     if not above:
         scroll.journal = picture.journal
-    rows: list[Row] = []  # no more than is looked at, the lowest one first
+    rows: list[Row] = []  # no more than are shown, the lowest row first
     for entry in reversed(scroll.journal):
         if len(rows) >= height + above:
             break
@@ -3862,7 +3862,7 @@ def journal_rows(picture: Picture, width: int, height: int, scroll: Scroll) -> l
 
 SETUP_TIMEOUT = 60.0  # the first call in a directory loads plugins
 REQUEST_TIMEOUT = 20.0
-IDLE_FOR = 2.0  # a connection is kept; later it may be dead without a sign
+IDLE_FOR = 2.0  # seconds that an unused connection is kept: later it may be dead without a sign
 STREAM_TIMEOUT = 35.0  # heartbeats come every 10 or 15 s, in older versions every 30 s
 
 LARGEST = 64 << 20  # bytes of an answer, an event or a file: far above what is real
@@ -4090,7 +4090,7 @@ class Client:
             with suppress(OSError):
                 self.stream.shutdown(socket.SHUT_RDWR)
         for connection, _since in self.idle:
-            connection.close()  # whoever takes it connects anew
+            connection.close()  # a thread that has just taken one connects anew
 
     @contextmanager
     def open(self, method: str, path: str, body: Any, timeout: float, accept: str) -> Iterator[Any]:
@@ -4114,7 +4114,7 @@ class Client:
         connection.timeout = timeout
 
         def ask() -> Any:
-            if self.process and self.process.poll() is not None:  # its port may be somebody else's
+            if self.process and self.process.poll() is not None:  # others may have its port
                 raise RequestError(0, "the server has ended")
             data = None if body is None else json.dumps(body)
             headers = {**self.headers, "Accept": accept}
@@ -4129,7 +4129,7 @@ class Client:
             except ConnectionError:
                 if not was_idle:
                     raise
-                connection.close()  # the server has done so by now: connect anew
+                connection.close()  # the server has closed it by now: connect anew
                 answer = ask()
             with answer:
                 yield answer
@@ -4158,7 +4158,7 @@ class Client:
                 if len(raw) > LARGEST:
                     raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
                 if time.monotonic() > until:
-                    raise socket.timeout("timed out")  # it trickles
+                    raise socket.timeout("timed out")  # the answer trickles
             if answer.length:
                 raise ValueError("the answer was cut off")
         route = f"{method} {path}"
@@ -4204,7 +4204,7 @@ class OpenCode:
     asks_paths = ("/permission", "/question")
     always_lasts = "until the server ends"
     asks_while_idle = False  # an idle session asks nothing, yet the server may list some
-    idles_between_runs = False  # one look alone may fall between two runs
+    idles_between_runs = False  # it may look idle for a moment between two steps
 
     def __init__(self, client: Client, options: Options) -> None:
         self.client = client
@@ -4247,7 +4247,7 @@ class OpenCode:
         by_name = {as_text(agent, "name"): agent for agent in dicts(agents)}
         setup = self.setup_of([as_dict(config)], models, by_name)
         defaults = [f"{provider}/{id}" for provider, id in as_dict(listed, "default").items()]
-        # Of several it takes the last used.
+        # Of several defaults OpenCode takes the one used last, which is not known here.
         return setup._replace(chosen=defaults[0]) if len(defaults) == 1 else setup
 
     def get_for_setup(self, *paths: str) -> list[Any]:
@@ -4300,7 +4300,7 @@ class OpenCode:
         if prompt.model:
             body["model"] = model = body_of_model(prompt.model, "modelID")
             if "variant" in model:
-                body["variant"] = model.pop("variant")  # it stands beside the model here
+                body["variant"] = model.pop("variant")  # OpenCode 1 wants it beside the model
         if prompt.agent:
             body["agent"] = prompt.agent
         self.request("POST", f"/session/{session}/prompt_async", body)
@@ -4309,7 +4309,7 @@ class OpenCode:
         """The session and its subagents, as the server tells of them."""
         found = {session: as_dict(self.get_if_possible(f"/session/{session}"))}
         parents = [session]
-        for parent in parents:  # it grows meanwhile
+        for parent in parents:  # the list grows meanwhile
             for child in dicts(self.get_if_possible(self.children_path.format(parent))):
                 id = as_id(child, "id")
                 # Early versions of OpenCode 2 list all there are.
@@ -4370,7 +4370,7 @@ class OpenCode:
             return "unfinished", None
         fault = fault_of(last.get("error"))
         if fault and fault.message.startswith("The user rejected permission to use this"):
-            return "refused", None  # a doom_loop: it ends the turn, words or not
+            return "refused", None  # to refuse a doom_loop ends the turn, words or not
         if fault:
             return ("cut" if fault.kind == "aborted" else "failed"), fault
         return VERDICT_OF_FINISH.get(as_text(last, "finish"), ANSWERED)
@@ -4533,7 +4533,7 @@ class OpenCode2(OpenCode):
         super().__init__(client, options)
         self.tools: dict[str, Part] = {}  # at work, by their keys
         self.shells: dict[str, tuple[str, str]] = {}  # of tools: the session, and the shell's id
-        self.printed: dict[str, int] = {}  # by these, in bytes
+        self.printed: dict[str, int] = {}  # bytes that these shells have printed
         self.forms: dict[str, Json] = {}  # by id
 
     def path(self, path: str) -> str:
@@ -4632,7 +4632,7 @@ class OpenCode2(OpenCode):
         if not step and outcome != "interrupted":
             return ("nothing-ran" if outcome == "succeeded" else "unfinished"), None
         if step and not (dig(step, "time", "completed") or outcome in ("failed", "interrupted")):
-            return "unfinished", None  # it works, or its server died
+            return "unfinished", None  # it is at work, or its server died
         if fault and fault.kind != "aborted":
             return "failed", fault
         verdict = VERDICT_OF_FINISH.get(as_text(step, "finish"), ANSWERED)
@@ -4734,7 +4734,7 @@ class OpenCode2(OpenCode):
             self.tools[key] = Part(session, key, "tool", "running", tool=tool)
         part = self.tools.get(key)
         if part is None:
-            return Alive(session)  # of a server that is gone: nobody knows what it was
+            return Alive(session)  # its beginning was not heard
         if what == "called":
             given = as_dict(data, "input")
             argument = argument_of(given, self.options.directory)
@@ -4786,7 +4786,7 @@ def detect(client: Client) -> tuple[type[OpenCode], str]:
         except RequestError as error:
             if error.code in (0, 401, 403) or is_booting(error):
                 raise  # silent, locked, or not up yet
-            continue  # a page, or an error: it has no such path
+            continue  # a page, or an error: this server has no such path
         numbers = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
         if numbers and tuple(map(int, numbers.groups())) < oldest:
             advice = f"{SUPPORTED} is needed: upgrade it with `opencode upgrade`"
@@ -4926,7 +4926,7 @@ def list_processes() -> list[Process]:
     for pid in filter(str.isdigit, os.listdir(PROC)):
         environment = ""
         with suppress(OSError), open(f"{PROC}/{pid}/environ", errors="replace") as file:
-            environment = file.read(8 << 20)  # who likes can make theirs look endless
+            environment = file.read(8 << 20)  # any process can make its own look endless
         with suppress(OSError, ValueError), open(f"{PROC}/{pid}/stat", errors="replace") as file:
             _state, _parent, group, *more = file.read().rpartition(")")[2].split()
             marks = re.findall(rf"(?:^|\0){MARK}=([^\0]*)", environment)
@@ -4980,7 +4980,7 @@ def end_group(process: Popen, mark: str) -> None:
             if mark in other.marks:
                 with suppress(OSError):
                     os.kill(other.pid, signal.SIGKILL)
-        time.sleep(0.02)  # one that is just being executed shows no environment for a moment
+        time.sleep(0.02)  # a process that is just being executed shows no environment yet
 
 
 def spawn(argv: Sequence[str], own_session: bool = True, **how: Any) -> Popen:
@@ -5067,8 +5067,8 @@ exit 0
 
 START_TIMEOUT = 60.0  # seconds
 NOTIFY_WITHIN = 60.0  # while the run goes on; a run that ends does not wait for --notify
-FAREWELL_WITHIN = 6.0  # to the server, at the end of the program: whatever holds it up
-CLOSED_WITHIN = 20.0  # all of it, also when a start that hangs has to come to an end first
+FAREWELL_WITHIN = 6.0  # for the last requests to the server, whatever holds them up
+CLOSED_WITHIN = 20.0  # to end everything, also a start that hangs
 MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file any more
 MOST_THREADS = 200  # of this process: far above what a run needs
 DEFAULT_USER = "opencode"
@@ -5098,7 +5098,7 @@ class Outside:
         self.dialect: OpenCode | None = None  # of one that has answered
         self.reader: StreamReader | None = None
         self.server_lock = threading.RLock()  # held while the server is started or stopped
-        self.process_lock = threading.Lock()  # it is started under this, and not after closing
+        self.process_lock = threading.Lock()  # held while it is started; not after closing
         self.closing = False
         self.checking = threading.Lock()  # held while the check runs
         self.check_is_wanted = False
@@ -5111,13 +5111,13 @@ class Outside:
         if request.name in ("run_check", "stop_check"):
             self.check_is_wanted = request.name == "run_check"
         try:
-            if self.free_threads.acquire(blocking=False):  # quicker than a new one
+            if self.free_threads.acquire(blocking=False):  # quicker than a new thread
                 self.requests.put(request)
             elif threading.active_count() > MOST_THREADS:  # somebody's server makes us ask and ask
                 raise RuntimeError("too much is asked at once")
             else:
                 in_thread(self._make_more, request)
-        except RuntimeError as error:  # so it is where this user may start no more threads, too
+        except RuntimeError as error:  # also where this user may start no more threads
             self.post(Answer(request, error=RequestError(0, str(error))))
 
     def _make_more(self, request: Request) -> None:
@@ -5144,7 +5144,7 @@ class Outside:
         generation of OpenCode. Raises Problem."""
         with self.server_lock:
             self.stop_server()
-            self._guard(0)  # it is there before there is something to guard
+            self._guard(0)  # the guard is there before there is something to guard
             try:
                 url = self.options.server or self._start_process()
                 self.dialect, version = self._meet(url)
@@ -5165,7 +5165,7 @@ class Outside:
             advice = "choose another one with --port, or leave --port out for a free one"
             raise Problem(f"port {options.port} is taken, or is none: {advice}")
         argv = [*options.opencode, "serve", "--hostname=127.0.0.1", f"--port={options.port}"]
-        self.password = os.urandom(24).hex()  # whoever took the last one's port may know that one's
+        self.password = os.urandom(24).hex()  # the last one may be known to who took its port
         env = {**self.environment, **login_environment(self.username, self.password)}
         env[MARK] = self.mark
         lend_libraries(self.libraries, env)
@@ -5176,7 +5176,7 @@ class Outside:
                 process = spawn(argv, cwd=options.directory, env=env, stdout=subprocess.PIPE)
                 self.process = process
                 self._guard(process.pid)
-        except OSError as error:  # it may be missing for some seconds: an upgrade replaces it
+        except OSError as error:  # during an upgrade OpenCode is missing for some seconds
             problem = f"cannot start {argv[0]}: {error.strerror or error}"
             raise Problem(problem, again=True) from None
         load_http("http")  # while the server starts: who needs it next does not wait for it
@@ -5211,7 +5211,7 @@ class Outside:
         with self.server_lock:
             if self.process is process:
                 self.post(ServerDied(launch, problem + self._last_words()))
-                self.stop_server()  # at once: later its number may be somebody else's
+                self.stop_server()  # at once: later its pid may be another process's
 
     def _meet(self, url: str) -> tuple[OpenCode, str]:
         """Wait until it answers; the dialect that it speaks, and its version."""
@@ -5262,7 +5262,7 @@ class Outside:
         with suppress(RequestError, RecursionError):
             if session:
                 dialect.interrupt(session, Prompt(""))
-                until = time.monotonic() + 2.0  # else another process of OpenCode 2 may wake it
+                until = time.monotonic() + 2.0  # else another process of OpenCode 2 may resume it
                 while dialect.at_work(dialect.family(session)) and time.monotonic() < until:
                     time.sleep(0.1)
             if dialect.client.process:  # it is ours
@@ -5297,7 +5297,7 @@ class Outside:
     def _guard(self, word: object) -> None:
         """Tell the guard which process group to end, too (0: none), or that all is over."""
         with suppress(OSError):
-            if self.guard is None or self.guard.poll() is not None:  # somebody may have killed it
+            if self.guard is None or self.guard.poll() is not None:  # a guard may be killed
                 given = (self.mark, PROC, " ".join(PS), self.libraries, LIBRARY)
                 how: Json = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "bufsize": 0}
                 argv = ["/bin/sh", "-c", GUARD, "ocloop-guard", *given]
@@ -5333,7 +5333,7 @@ class Outside:
             while status is None and self.check_is_wanted and time.monotonic() < until:
                 status = wait_for_end(process, 0.25)
             end_group(process, mark)
-        reading.join(1)  # what it left behind may still write
+        reading.join(1)  # not longer: a process that got away may hold the pipe
         said = b"".join(list(last_lines))[-4096:].decode("utf-8", "replace").strip()
         if status is None:
             status = 124
@@ -5435,7 +5435,7 @@ class CursesScreen:
         self.ask_shown = ""  # as it was drawn last
         # Who is to have the terminal: command and environment.
         self.handed: tuple[Request, Sequence[str], dict[str, str]] | None = None
-        self.child: subprocess.Popen[bytes] | None = None  # has it, or had it
+        self.child: subprocess.Popen[bytes] | None = None  # the program that has it, or had it
         self.closing = False
         self.modes = termios.tcgetattr(0)
         use_utf8()
@@ -5457,7 +5457,7 @@ class CursesScreen:
         with suppress(OSError, termios.error):
             termios.tcflow(1, termios.TCOON)  # whoever pressed ctrl-S wants the shell back now
         self.thread.join(3)
-        if self.thread.is_alive():  # it is stuck in a write
+        if self.thread.is_alive():  # the thread is stuck in a write
             self._restore()
 
     def _restore(self) -> None:
@@ -5541,7 +5541,7 @@ class CursesScreen:
                 with suppress(curses.error, UnicodeError):
                     window.addstr(y, x, text, attributes)
                 x += text_width(text)
-        # Curses ignores ctrl-z while it draws; held back it is heard after that.
+        # Curses ignores ctrl-z while it draws: held back, the signal comes after that.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTSTP,))
         window.refresh()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTSTP,))
@@ -5562,7 +5562,7 @@ class CursesScreen:
         problem = None
         try:
             os.write(1, b"opening OpenCode's interface: leaving it (ctrl-c) comes back\r\n")
-            # Nobody wants to see the stack that it leaves with.
+            # Ended by ctrl-c it prints a stack trace.
             self.child = spawn(argv, own_session=False, env=env, stderr=subprocess.DEVNULL)
             status = self.child.wait()
             if status not in (0, 130, -signal.SIGINT):
@@ -5715,7 +5715,7 @@ class RunFile:
 
     def acquire(self) -> int:
         """Take the lock until this process ends; returns what `running` does, if another has it."""
-        for _ in range(5):  # `status` holds it for a moment, or its owner is just ending
+        for _ in range(5):  # `status` holds the lock for a moment, or its owner is just ending
             try:
                 before, self.lock = self.lock, self.locked(fcntl.LOCK_EX)
                 if before is not None:
@@ -5768,7 +5768,7 @@ class RunFile:
         if not self.folder:
             return
         if self.lock is not None and not os.fstat(self.lock).st_nlink:
-            held = self.acquire()  # somebody cleaned the lock away: so it keeps nobody out
+            held = self.acquire()  # a lock file that was deleted keeps nobody out
             if held:
                 raise OSError(errno.EBUSY, f"another loop works on this plan, {process_of(held)}")
         with private(self.folder) as folder:
@@ -5833,7 +5833,7 @@ def private_folder() -> tuple[str, str]:
     """The folder where state is kept ("": there is none), and a warning if it is not the usual."""
     home = [os.path.expanduser(step) for step in ("~/", "~/.local", "~/.local/state")]
     given = os.environ.get("XDG_STATE_HOME", "")
-    if os.path.isabs(given):  # its specification says so: else it would follow the working folder
+    if os.path.isabs(given):  # the specification of XDG_STATE_HOME wants that
         home = [given]
     temporary = os.environ.get("TMPDIR") or "/tmp"
     wanted = os.path.join(home[-1], "ocloop")
@@ -5990,7 +5990,7 @@ class Driver:
         if self.picture is None or vars(picture) != vars(self.picture):
             self.picture = picture
             self.screen.show(picture)
-        # The plan, too: what is gone from it must survive `kill -9`.
+        # The plan is among these: what is gone from it must survive `kill -9`.
         news: list[object] = [run.shown_state, run.reason, run.plan, run.number]
         news.append(run.talk and (run.talk.id, len(run.talk.asks.open)))
         news.append(int(run.now / self.RECORD_EVERY))
@@ -6380,7 +6380,7 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
     record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
     last_pid = pid or run_file.last_pid()
     if last_pid and record.get("pid") != last_pid:
-        record = {}  # an earlier run's: the last one has not written any, or could not
+        record = {}  # an earlier run's: the last run has not written one, or could not
     by_name = {task.key: task.state for task in plan.tasks}
     by_text = {task.text: task.state for task in plan.tasks}
     for task in dicts(record, "tasks"):  # as they are now
@@ -6389,7 +6389,7 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
     if record.get("gone"):
         gone = as_texts(record, "gone")
         record["gone"] = [text for text in gone if text not in by_text]
-    if record and not pid:  # it may have been killed while it waited
+    if record and not pid:  # the run may have been killed while it waited
         record.update(waits_for=[], retry="", waiting_until=None, server="")
     return plan, problem, status_record(path, plan, pid, record)
 
@@ -6402,7 +6402,7 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         state = as_text(record, "state") or "starting"
     has_run = pid or record.get("state")
     is_told = plan.summary is not None or (record.get("status") == 0 and bool(plan.tasks))
-    is_at_work = bool(pid) and record.get("status") is None  # else it stands at an end
+    is_at_work = bool(pid) and record.get("status") is None  # else the run is at a standstill
     is_checked = dig(record, "check", "verdict") not in ("failed", "interrupted", "not run")
     is_all_done = how_complete(plan, as_texts(record, "gone"))[0] == 0
     report = {
@@ -6413,7 +6413,7 @@ def status_record(path: str, plan: Plan, pid: int, record: Json) -> Json:
         "running": bool(pid),
         "pid": known_pid,
         "near_misses": [f"{os.path.basename(path)}:{near}" for near in plan.near_misses],
-        "changes": None,  # git is asked for one plan alone
+        "changes": None,  # `status` fills it in; for --all, git would take too long
         "next_steps": next_steps(plan, record, is_at_work),
         "run": {**record, "pid": known_pid, "state": state} if has_run else None,
     }
@@ -6545,7 +6545,7 @@ def attach(given: argparse.Namespace) -> NoReturn:
         raise Problem("the loop has no session right now: try again in a moment")
     record["opencode"] = as_list(record["opencode"]) or list(find_opencode(""))
     argv, environment = attach_command(record)
-    lend_libraries(run_file.libraries, environment)  # the run clears it
+    lend_libraries(run_file.libraries, environment)  # the run clears that folder
     os.execvpe(argv[0], argv, environment)
 
 
@@ -6680,7 +6680,7 @@ class Version(argparse.Action):
     """Which file this is, too: a copy that somebody edited has another sum."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        import hashlib  # for this alone: a start is quick
+        import hashlib  # needed here alone, and slow to load
 
         with open(__file__, "rb") as file:
             digest = hashlib.sha256(file.read()).hexdigest()
@@ -6736,7 +6736,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def main(words: Sequence[str]) -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # it is closed: what is opened takes the lowest free number
+        if getattr(sys, name) is None:  # closed: else the next file opened would take its place
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
