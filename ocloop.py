@@ -1085,6 +1085,8 @@ WRONG_PASSWORD = (
     "goes before it) to its own"
 )
 
+UNREAD = "OpenCode cannot read {}, and goes on without: mend it, or what it denies is not denied"
+
 NO_FAULT = Fault("", "")
 
 
@@ -2038,9 +2040,12 @@ class ModelLine:
 
     def look_through(self) -> list[str]:
         """Say what a person should know before the first prompt, each once; returns what is new.
-        Raises Problem where the server does not know a model or the agent."""
+        Raises Problem where the server does not know a model or the agent, or, at night, cannot
+        read what may forbid something."""
         models, agent, _body = self.read()
         problem = problem_of_names(self.setup, models, agent)
+        if self.setup.unread and not self.options.attended:
+            problem = problem or UNREAD.format(first_of(self.setup.unread))
         if problem:
             raise Problem(problem)
         fresh = [said for said in self.warnings() if said not in self.warned]
@@ -2070,10 +2075,7 @@ class ModelLine:
         if options.max_cost and model in setup.free:
             yield f"{model} has no price: --max-cost will not stop it, --max-time will"
         if setup.unread:
-            yield (
-                f"OpenCode cannot read {first_of(setup.unread)}, and goes on without: mend it, or "
-                "what it denies is not denied"
-            )
+            yield UNREAD.format(first_of(setup.unread))
 
     def set_aside(self, why: str, announced: float = 0.0) -> float:
         """Set the one at work aside, as announced or longer each time, and make `current` the next
@@ -2303,7 +2305,7 @@ class Run:
             # If its process has ended, `ServerDied` comes a moment later, with its last words.
             again_in = min(until - self.now, REPEAT_AFTER)
             await self.wait(again_in, sooner=lambda: self.server.is_down)
-        problem = f"the server does not answer: {error}"
+        problem = f"the server {'fails' if error.code else 'does not answer'}: {error}"
         if self.server.is_down:
             problem = self.server.problem or problem
         raise RequestError(error.code, problem, error.name)
@@ -3295,7 +3297,9 @@ def next_steps(plan: Plan, record: Json, is_running: bool = False) -> list[str]:
     if record.get("status") == 1:
         start = "mend what stopped it, run again"
     is_cut_short = record and has_work_left and plan.summary is None and not plan.blocked
+    session, server = as_text(record, "session"), as_text(record, "server")
     steps = (
+        ABANDONED.format(session, server) if session and server else "",
         how_to_allow(as_dict(record, "refused")) if has_work_left else "",
         f"{verb} the check: `{ellipsis(as_text(check, 'command'), 60)}`" if verb else "",
         f"write back what is gone from the plan, or let it be: {first_of(gone)}" if gone else "",
@@ -3353,7 +3357,8 @@ iso_time = partial(local_time, "%Y-%m-%dT%H:%M:%S%z")
 time_of_day = partial(local_time, "%H:%M")
 
 
-SECRETS = ("username", "password", "opencode")  # in the state file for `attach`; never shown
+# In the state file while a server is up, for `attach` and the next run; never shown.
+SECRETS = ("username", "password", "opencode", "is_theirs")
 
 
 def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") -> Json:
@@ -3405,6 +3410,7 @@ def record_of(run: Run, outside: Outside, status: int | None, commit: str = "") 
     if is_up:  # else it would be the next server's password beside the last server's address
         secrets = {"username": outside.username, "password": outside.password}
         record.update(secrets, opencode=list(run.options.opencode))
+        record["is_theirs"] = bool(run.options.server)  # and lives on when this program ends
     return record
 
 
@@ -4951,6 +4957,11 @@ def wait_for_end(process: Popen, seconds: float) -> int | None:
     return None
 
 
+def said_status(status: int | None) -> str:
+    """exit status 3, signal 9 (as where the machine had no memory left)."""
+    return f"signal {-status}" if status and status < 0 else f"exit status {status}"
+
+
 def signal_group(process: Popen, signum: int) -> bool:
     """Signal a child's process group; whether anything of it is left. While anything is, no new
     process is given its number: whoever has it after the child was reaped is somebody else."""
@@ -5072,7 +5083,7 @@ CLOSED_WITHIN = 20.0  # to end everything, also a start that hangs
 MAPPED_WITHIN = 30.0  # a library that was unpacked; then nobody needs the file any more
 MOST_THREADS = 200  # of this process: far above what a run needs
 DEFAULT_USER = "opencode"
-ENDED_BY_ITSELF = "the server ended by itself with exit status {}"
+ABANDONED = "session {} may be at work still on {}: stop it there, or run again"
 
 
 class Outside:
@@ -5187,7 +5198,7 @@ class Outside:
             url = found.get(timeout=START_TIMEOUT)
             if url:
                 return url
-            how = f"ended with exit status {wait_for_end(process, 2.0)} while starting"
+            how = f"ended with {said_status(wait_for_end(process, 2.0))} while starting"
         problem = f"OpenCode {how}: run `{' '.join(argv)}` yourself to see why"
         raise Problem(problem, again=True)  # another one that starts may have locked the database
 
@@ -5206,7 +5217,7 @@ class Outside:
         return "".join(f"\n  {line}" for line in list(self.last_lines))
 
     def _watch(self, process: Popen, launch: int) -> None:
-        problem = ENDED_BY_ITSELF.format(process.wait())
+        problem = f"the server ended by itself with {said_status(process.wait())}"
         time.sleep(0.1)  # for its last lines
         with self.server_lock:
             if self.process is process:
@@ -5224,7 +5235,7 @@ class Outside:
                 return dialect(client, self.options), version
             except RequestError as error:
                 if process and process.poll() is not None:
-                    said = ENDED_BY_ITSELF.format(process.returncode)
+                    said = f"the server ended by itself with {said_status(process.returncode)}"
                     raise Problem(said, again=True) from None
                 if error.code in (401, 403):
                     if self.username == DEFAULT_USER:
@@ -5249,6 +5260,8 @@ class Outside:
             self.abandoned = session if self.options.server else ""
             if dialect:
                 in_thread(self._say_farewell, dialect, session).join(FAREWELL_WITHIN)
+            if self.abandoned:
+                self.post(Noted("warn", ABANDONED.format(session, self.options.server)))
             if self.reader:
                 self.reader.stop()
             if process:
@@ -6003,7 +6016,8 @@ class Driver:
         if status == 130 and not self.run.number and self.before:  # somebody has only looked
             record = {**self.before, "pid": os.getpid()}
         if self.outside.abandoned:  # the next run stops it
-            record.update(server=self.run.options.server, session=self.outside.abandoned)
+            theirs = {"server": self.run.options.server, "is_theirs": True}
+            record.update(theirs, session=self.outside.abandoned)
         job = partial(self.run_file.write, record)
         self.writer.put(job, self.run_file.path, "`status` cannot tell of this run")
 
@@ -6049,7 +6063,10 @@ class Driver:
             os._exit(status)
         try:
             if isinstance(self.screen, CursesScreen):
-                say("\n  ".join([f"ocloop: {self.run.reason}", *summary_of(self.run)]))
+                lines = [f"ocloop: {self.run.reason}", *summary_of(self.run)]
+                if self.outside.abandoned:
+                    lines.append(ABANDONED.format(self.outside.abandoned, self.run.options.server))
+                say("\n  ".join(lines))
             sys.stdout.flush()
         except OSError:  # else the exit status would tell of this instead
             os._exit(status)
@@ -6321,7 +6338,6 @@ class Rehearsal(Run):
         models = tuple(filter(None, models)) or (self.model or "OpenCode's own",)
         self.journal.note("model", ", then ".join(models))
         self.journal.note("agent", agent or "OpenCode's own")
-        is_good = is_good and not self.model_line.setup.unread  # a warning says which files
         said = "no problem was found" if is_good else "there are problems"
         self.journal.note("end", f"{said}; the server was asked, and no prompt was sent")
         return 0 if is_good else 1
@@ -6377,7 +6393,8 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
     plan = parse_plan(text or "")
     run_file = RunFile(path)
     pid = run_file.running()
-    record = {name: fact for name, fact in run_file.read().items() if name not in SECRETS}
+    found = run_file.read()
+    record = {name: fact for name, fact in found.items() if name not in SECRETS}
     last_pid = pid or run_file.last_pid()
     if last_pid and record.get("pid") != last_pid:
         record = {}  # an earlier run's: the last run has not written one, or could not
@@ -6390,7 +6407,9 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
         gone = as_texts(record, "gone")
         record["gone"] = [text for text in gone if text not in by_text]
     if record and not pid:  # the run may have been killed while it waited
-        record.update(waits_for=[], retry="", waiting_until=None, server="")
+        record.update(waits_for=[], retry="", waiting_until=None)
+        if not found.get("is_theirs"):  # else the session may be at work there
+            record["server"] = ""
     return plan, problem, status_record(path, plan, pid, record)
 
 
