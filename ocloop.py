@@ -1244,12 +1244,17 @@ class Circles:
 
 
 class Transcript:
-    """What runs now, and each part once in the journal, however often a server says it."""
+    """What runs now, and each part once in the journal, however often a server says it.
+
+    With many providers a text ends after the tool that it announces: so a tool waits for the texts
+    of its session.
+    """
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
         self.live: dict[str, Entry] = {}  # what runs, and since when, by the part's key
         self.journaled: set[str] = set()  # keys of parts, and messages of errors
+        self.held: list[Entry] = []  # tools that wait
 
     def error(self, message: str, session: str) -> None:
         """A server tells it on the stream, in the message, and when polled."""
@@ -1269,10 +1274,9 @@ class Transcript:
         now = self.talk.run.now
         since = known.time if known else now
         depth = self.talk.family.get(part.session, 0)
+        entry = Entry(0, since, kind, text, tone, depth, session=part.session)
         if part.state == "running":
-            latest = text[-Journal.LONGEST_TEXT :]
-            entry = Entry(0, since, kind, latest, tone, depth, session=part.session)
-            self.live[part.key] = entry
+            self.live[part.key] = entry._replace(text=text[-Journal.LONGEST_TEXT :])
             # The call of a subagent is noted when it begins, too, once its purpose is known.
             is_first_told = text and not (known and known.text)
             if part.tool not in SUBAGENT_TOOLS or not is_first_told:
@@ -1284,9 +1288,12 @@ class Transcript:
                 text += f"  {duration(now - since)}"
         if part.state == "failed":
             text += f"  failed: {part.text}"
-            tone = "bad"
-        if is_tool or text.strip():
+            entry = entry._replace(tone="bad")
+        if is_tool:
+            self.held.append(entry._replace(text=text))
+        elif text.strip():
             self.talk.note(kind, text.strip(), tone, part.session)
+        self.release()
         return part.state != "running"
 
     def grow(self, delta: Delta) -> None:
@@ -1300,6 +1307,21 @@ class Transcript:
         for key, live in list(self.live.items()):
             if live.session == session and live.kind == "text":
                 del self.live[key]
+        self.release()
+
+    def close(self) -> None:
+        self.live.clear()
+        self.release()
+
+    def release(self) -> None:
+        """Note the tools that wait for no text any more."""
+        held, self.held = self.held, []
+        written = {live.session for live in self.live.values() if live.kind == "text"}
+        for entry in held:
+            if entry.session in written:
+                self.held.append(entry)
+            else:
+                self.talk.note(entry.kind, entry.text, entry.tone, entry.session)
 
 
 class Asks:
@@ -1694,7 +1716,7 @@ class Talk:
         self.look_at = 0.0
         self.asks.open.clear()
         self.asks.closed.clear()
-        self.transcript.live.clear()
+        self.transcript.close()
         self.retry = None
 
     def find_server(self) -> None:
@@ -2528,6 +2550,7 @@ class Run:
         finally:
             self.talk = None
             self.earlier.append(talk.id)  # when it wakes up from now on, it is stopped
+            talk.transcript.close()
         if outcome.fault.message:
             talk.transcript.error(outcome.fault.message, talk.id)
         return outcome

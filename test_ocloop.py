@@ -2706,7 +2706,7 @@ def test_a_text_is_told_once_however_it_comes(text: str, pieces: tuple[str, ...]
         story.part("prt_2", "tool", tool="read", argument="PLAN.md")
         story.part("prt_1", "text", "done", text="I will read the plan.")
         kinds = [entry.kind for entry in story.entries]
-        assert kinds[-2:] == ["read", "text"], "each when it has ended"
+        assert kinds[-2:] == ["text", "read"], "before the tool that it announced"
     story.tell(Message(story.id, "msg_9", Spend(), ended="calls"))
     assert story.text.count("I will read the plan.") == 1 and not story.picture().live
     story.part("prt_3", "text", "running", text="")
