@@ -658,6 +658,7 @@ class Message(NamedTuple):
     agent: str = ""
     parent: str = ""  # id of the prompt that it answers, where that is known
     ended: str = ""  # answered, calls (tools are to run), nowhere (without saying why)
+    is_over: bool = False  # nothing more of it is written, however it ended
 
 
 class Answered(NamedTuple):
@@ -1177,7 +1178,7 @@ class Effort(NamedTuple):
             self.iterations + 1,
             self.seconds + result.seconds,
             self.spend.plus(result.spend),
-            result.model,
+            result.model or self.model,
             result.outcome or self.outcome,
             result.check == "failed" or (self.check_failed and result.check != "passed"),
         )
@@ -1563,6 +1564,7 @@ class Talk:
         if attempt != self.noted_attempt:  # stream and polls tell of the same attempt
             self.noted_attempt = attempt
             self.note("retry", f"attempt {event.attempt} failed: {message}", "warn", event.session)
+            self.transcript.end_texts(event.session)  # what it had begun to say is void
         if event.attempt <= 1 or not self.retry_since:
             self.retry_since = now
         waited = now - self.retry_since
@@ -1597,6 +1599,7 @@ class Talk:
         if event.ended:
             self.noted_attempt = ("", 0)
             self.retry_since = 0.0
+        if event.is_over:
             self.transcript.end_texts(event.session)
         self.give_up("failed", self.circles.message(event))
 
@@ -1860,11 +1863,12 @@ class Books:
             self.efforts[name] = self.efforts.get(name, NO_EFFORT).plus(result)
 
     def note_check(self, checked: CheckResult) -> str:
-        """Take in what --check said of the work as it stands."""
-        if checked.interrupted:  # no verdict: the last check's complaint still holds
-            self.check = "interrupted"
+        """Take in what --check said of the work as it stands; returns that in a word."""
+        if checked.interrupted:  # no verdict: what the last check said still holds
+            self.check = "failed" if self.complaint else "interrupted"
             self.journal.note("check", "interrupted", "warn")
-        elif checked.status == 0:
+            return "interrupted"
+        if checked.status == 0:
             self.check = "passed"
             self.complaint = ""
             # A check looks at the whole project: so all tasks whose check failed are good now.
@@ -2180,7 +2184,7 @@ FILES_WITHIN = 60.0  # plan and prompt may be away so long (an editor, git) when
 FIRST_STARTS = 3  # a server that has never been up is started so often
 BUSY_WITHIN = 120.0  # or for so long, while it answers with errors: its data base may be locked
 MEASURE_EVERY = 10.0  # seconds between two looks at the server's memory
-LEAK_TAKES = 600.0  # what grows quicker than that is no leak, but a language server at work
+LEAK_TAKES = 600.0  # what grows quicker than that may be a language server, and no leak
 MIND_EVERY = 0.25  # seconds between two looks at what has a time-out
 REPEAT_AFTER = 1.0  # seconds until what has failed, or had no effect, is tried again
 SILENCES = 2  # requests in a row without an answer, then the server is to blame
@@ -3126,7 +3130,8 @@ class Supervisor:
             self.replace = True
             said = f"grew to {memory} MiB (limit {most:.0f}): replacing it"
             self.note(said + " in the midst" * is_bursting, "warn")
-        if is_bursting and self.run.now - self.up_since < LEAK_TAKES:
+        is_first = most == self.options.server_memory  # once is enough: it may be a leak after all
+        if is_bursting and is_first and self.run.now - self.up_since < LEAK_TAKES:
             self.most_memory = float(memory)  # or the next server would be ended as soon
             self.note(f"the work needs that much: the limit is {memory} MiB from now on", "warn")
         if is_bursting:
@@ -3541,6 +3546,11 @@ class TaskView(NamedTuple):
     effort: Effort = NO_EFFORT
 
     @property
+    def is_new(self) -> bool:
+        """Nobody has worked on it."""
+        return not self.effort.iterations and self.task.state != "gone"
+
+    @property
     def kind(self) -> str:
         """Which of TASK_SIGNS it has."""
         if self.is_current:
@@ -3669,7 +3679,12 @@ def view_tasks(run: Run) -> list[TaskView]:
         current = None if is_current else current
         views.append(TaskView(task, is_current, efforts.pop(task.key, NO_EFFORT)))
     for (phase, text), effort in efforts.items():
-        views.append(TaskView(Task("gone", text, phase=phase), effort=effort))
+        moved = (at for at, view in enumerate(views) if view.task.text == text and view.is_new)
+        at = next(moved, None)
+        if at is None:
+            views.append(TaskView(Task("gone", text, phase=phase), effort=effort))
+        else:  # to another phase, or that was given another name
+            views[at] = views[at]._replace(effort=effort)
     return views
 
 
@@ -3910,7 +3925,7 @@ def spend_of(source: Json) -> Spend:
     return Spend(as_float(source, "cost"), as_int(tokens, "input"), output, cached)
 
 
-def message_from(session: str, message: str, info: Json) -> Message:
+def message_from(session: str, message: str, info: Json, is_over: bool) -> Message:
     """A message of OpenCode 1, or a step of OpenCode 2."""
     # OpenCode 1 has the model's ids in the message, where `id` is the message's own.
     model = info.get("model") or {**info, "id": ""}
@@ -3922,6 +3937,7 @@ def message_from(session: str, message: str, info: Json) -> Message:
         agent=as_text(info, "agent"),
         parent=as_text(info, "parentID"),
         ended=ENDED_OF_FINISH.get(as_text(info, "finish"), "answered"),
+        is_over=is_over,
     )
 
 
@@ -4093,6 +4109,8 @@ def load_http(scheme: str) -> Any:
         sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # no module: it fails
     import http.client
 
+    if scheme == "https" and not hasattr(http.client, "HTTPSConnection"):
+        raise Problem("this Python has no ssl, which https needs: use another one, or http")
     return http.client
 
 
@@ -4505,8 +4523,8 @@ class OpenCode:
         elif type == "message.updated" and info.get("role") == "user":
             self.prompts.add(as_text(info, "id"))
         elif type == "message.updated":
-            heard = message_from(session, as_text(info, "id"), info)
-            is_over = dig(info, "time", "completed")
+            is_over = bool(dig(info, "time", "completed"))
+            heard = message_from(session, as_text(info, "id"), info, is_over)
             if not is_over or info.get("summary") is True:  # a compaction's is no answer
                 heard = heard._replace(ended="")
         elif type == "message.part.updated":
@@ -4738,7 +4756,7 @@ class OpenCode2(OpenCode):
             return [working] if what == "started" else [*broke, Activity(session, "idle")]
         elif area == "step" and what in ("started", "ended", "failed"):
             # Its end tells what it has used: `usage.updated` would count that again.
-            spent = message_from(session, message, data)
+            spent = message_from(session, message, data, what != "started")
             return [working, spent] if what == "started" else [spent, *broke]
         elif type == "session.retry.scheduled":
             heard = retry_of(session, data)
@@ -4882,10 +4900,12 @@ class StreamReader:
         unread = bytearray()  # the beginning of a line
         for piece in iter(lambda: stream.read1(1 << 16), b""):
             unread += piece
+            if self.stopped:
+                return
             if b"\n" in piece:
                 *lines, unread = unread.split(b"\n")
                 for line in lines:
-                    if line.startswith(b"data:") and not self.stopped:
+                    if line.startswith(b"data:"):
                         self._take(line[5:].strip())
             elif len(unread) > LARGEST:
                 raise ValueError(f"an event is larger than {LARGEST >> 20} MiB")
@@ -5265,10 +5285,15 @@ class Outside:
                         raise Problem(f"{url}: {WRONG_PASSWORD}") from None
                     self.username = DEFAULT_USER  # OpenCode 2 knows no other
                     continue
-                is_to_come = is_booting(error) and error.name != "service_failed"
-                if (error.code and not is_to_come) or self.closing or time.monotonic() > until:
+                is_booted = not is_booting(error) or error.name == "service_failed"
+                is_to_come = not (error.code and is_booted)
+                is_distrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
+                is_final = is_distrusted or not is_to_come or self.closing
+                if is_final or time.monotonic() > until:
                     advice = "a plugin, an MCP server or a download may hang: try `OPENCODE_PURE=1`"
-                    if self.options.server:
+                    if is_distrusted:
+                        advice = "name a file with its certificate in SSL_CERT_FILE"
+                    elif self.options.server:
                         advice = "start it, or leave --server out"
                     raise Problem(f"{url} does not answer ({error}): {advice}") from None
                 time.sleep(0.25)
@@ -5282,7 +5307,8 @@ class Outside:
             # On another's server it is the next run's to stop, unless the farewell does so now.
             self.abandoned = session if self.options.server else ""
             if dialect:
-                in_thread(self._say_farewell, dialect, session).join(FAREWELL_WITHIN)
+                with suppress(RuntimeError):  # no thread can be started: ended it is all the same
+                    in_thread(self._say_farewell, dialect, session).join(FAREWELL_WITHIN)
             if self.abandoned:
                 self.post(Noted("warn", ABANDONED.format(session, self.options.server)))
             if self.reader:
@@ -5363,12 +5389,14 @@ class Outside:
             facts = {**facts, MARK: mark}
             process = self._shell(options.check, facts, options.directory, subprocess.PIPE)
             last_lines: collections.deque[bytes] = collections.deque(maxlen=200)
-            reading = in_thread(last_lines.extend, lines_from(process.stdout))
             status = None
             until = time.monotonic() + (options.check_timeout or NEVER)
-            while status is None and self.check_is_wanted and time.monotonic() < until:
-                status = wait_for_end(process, 0.25)
-            end_group(process, mark)
+            try:
+                reading = in_thread(last_lines.extend, lines_from(process.stdout))
+                while status is None and self.check_is_wanted and time.monotonic() < until:
+                    status = wait_for_end(process, 0.25)
+            finally:
+                end_group(process, mark)
         reading.join(1)  # not longer: a process that got away may hold the pipe
         said = b"".join(list(last_lines))[-4096:].decode("utf-8", "replace").strip()
         if status is None:
@@ -6051,8 +6079,7 @@ class Driver:
         session = run.talk.id if run.talk else run.server.abandoned
         steps: tuple[Callable[[], None], ...] = (
             self._show,
-            # On a thread: a start that hangs, as in a file system that is away, has the lock.
-            lambda: in_thread(self.outside.close, session).join(CLOSED_WITHIN),
+            lambda: self._close_outside(session),
             self._hear_last,
             self.screen.close,
             lambda: self._record(status),
@@ -6062,6 +6089,13 @@ class Driver:
         with ExitStack() as stack:  # it begins with the last one
             for step in reversed(steps):
                 stack.callback(step)
+
+    def _close_outside(self, session: str) -> None:
+        """On a thread: a start that hangs, as in a file system that is away, has the lock."""
+        try:
+            in_thread(self.outside.close, session).join(CLOSED_WITHIN)
+        except RuntimeError:  # no thread can be started
+            self.outside.close(session)
 
     def _hear_last(self) -> None:
         """What comes too late for the run, such as how the last --notify ended, is in the log."""
@@ -6076,6 +6110,8 @@ class Driver:
                 continue
             if isinstance(event, (Noted, Answer)):
                 self.run.hear(event)
+        if self.notifying and not self.notifying.answer:
+            self.run.journal.note("warn", "the last --notify has not ended yet", "warn")
         self._carry_out([])
         self._show()
 
@@ -6421,11 +6457,14 @@ def status_at(path: str) -> tuple[Plan, str, Json]:
     last_pid = pid or run_file.last_pid()
     if last_pid and record.get("pid") != last_pid:
         record = {}  # an earlier run's: the last run has not written one, or could not
-    by_name = {task.key: task.state for task in plan.tasks}
+    by_key: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     by_text = {task.text: task.state for task in plan.tasks}
-    for task in dicts(record, "tasks"):  # as they are now
+    for known in plan.tasks:
+        by_key[known.key].append(known.state)
+    for task in dicts(record, "tasks"):  # as they are now; several may have one key
         phase, text = as_text(task, "phase"), as_text(task, "text")
-        task["state"] = by_name.get((phase, text)) or by_text.get(text, "gone")
+        states = by_key[phase, text]
+        task["state"] = states.pop(0) if states else by_text.get(text, "gone")
     if record.get("gone"):
         gone = as_texts(record, "gone")
         record["gone"] = [text for text in gone if text not in by_text]

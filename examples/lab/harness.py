@@ -87,6 +87,13 @@ def nothing_said() -> str:
     return ""
 
 
+AUTHOR = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "t"), ("EMAIL", "t@localhost"))
+}
+
+
 def until(
     condition: Callable[[], Found],
     what: str,

@@ -304,3 +304,9 @@ OPTION_VALUES: dict[str, dict[str, Any]] = {
             "http://x:65536"))},
 }
 # fmt: on
+
+LONG_PLAN = "".join(
+    f"\n## Phase {phase}\n\n"
+    + "".join(f"- [x] task {phase}{number} <{phase}{number}>\n" for number in range(10))
+    for phase in range(1, 7)
+).replace("- [x] task 3", "- [ ] task 3", 5)  # the first one is <30>

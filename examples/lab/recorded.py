@@ -330,11 +330,11 @@ DECODED: list[tuple[Json, list[Any]]] = [
     (message_event(), [Message("ses_1", "msg_1", Spend(), parent="msg_0")]),
     (message_event(cost=0.5, tokens=TOKENS, providerID="a", modelID="b/c", agent="build",
      finish="stop", time={"completed": 2}),
-     [Message("ses_1", "msg_1", SPENT, "a/b/c", "build", "msg_0", "answered")]),
+     [Message("ses_1", "msg_1", SPENT, "a/b/c", "build", "msg_0", "answered", True)]),
     (message_event(agent="plan", finish="stop"),
      [Message("ses_1", "msg_1", Spend(), agent="plan", parent="msg_0")]),
     *[(message_event(finish=finish, time={"completed": 2}, **more),
-       [Message("ses_1", "msg_1", Spend(), parent="msg_0", ended=ended)])
+       [Message("ses_1", "msg_1", Spend(), parent="msg_0", ended=ended, is_over=True)])
       for finish, ended, more in (("tool-calls", "calls", {}), ("unknown", "nowhere", {}),
                                   ("stop", "", {"summary": True}))],
     (part_event(type="text", text="I be"), [said_part("text", "running", text="I be")]),
@@ -428,7 +428,7 @@ SHELL = ("ses_A", "msg_2 tool call_1", "tool")
 LISTED = ocloop.call_id("shell", {"command": "ls -l"})
 BY = {"agent": "build", "model": {"id": "m1", "providerID": "sim", "variant": "high"}}
 WORK = Activity("ses_A", "working")
-SPENT_0 = Message("ses_A", "msg_2", Spend())
+SPENT_0 = Message("ses_A", "msg_2", Spend(), is_over=True)
 BROKE = Broke("ses_A", NO_KEY)
 IDLE_A = Activity("ses_A", "idle")
 WAITS_4 = Activity("ses_A", "retrying", 1, 4.0, "slow down")
@@ -469,7 +469,7 @@ TURN: list[tuple[str, Json, int, list[Any]]] = [
     ("tool.success", {"id": "call_1", "content": []}, 4500,
      [Part(*SHELL, "done", tool="shell", argument="ls -l", call=LISTED)]),
     ("step.ended", {"finish": "tool-calls", "cost": 0.5, "tokens": USED}, 4500,
-     [Message("ses_A", "msg_2", SPENT_2, ended="calls")]),
+     [Message("ses_A", "msg_2", SPENT_2, ended="calls", is_over=True)]),
     ("usage.updated", {"cost": 0.5, "tokens": USED}, 4500, [ALIVE_A]),
     ("execution.succeeded", {}, 4500, [Activity("ses_A", "idle")]),
 ]
@@ -481,7 +481,7 @@ DECODED_2: list[tuple[str, Json, list[Any]]] = [
     ("session.execution.settled", {}, [IDLE_A]),
     ("session.step.failed", {"error": AUTH}, [SPENT_0, BROKE]),
     ("session.step.failed", {"error": INTERRUPTED, "cost": 0.5, "tokens": USED},
-     [Message("ses_A", "msg_2", SPENT_2),
+     [Message("ses_A", "msg_2", SPENT_2, is_over=True),
       Broke("ses_A", Fault("aborted", "Step interrupted"))]),
     ("session.step.ended", {"finish": "stop"}, [SPENT_0._replace(ended="answered")]),
     ("session.step.ended", {"finish": "length"}, [SPENT_0._replace(ended="answered")]),
@@ -625,3 +625,13 @@ FAULTS_2: list[tuple[Json, Fault]] = [
         ({"retryAfterMs": -1}, 0.0))],
 ]
 # fmt: on
+
+# What OpenCode prints of a broken configuration.
+CONFIGURATION = """/project/opencode.json
+--- JSONC Input ---
+{ "apiKey": "sk-SECRET",,, }
+--- Errors ---
+PropertyNameExpected at line 3, column 23
+   Line 3: { "apiKey": "sk-SECRET",,, }
+                                ^
+--- End ---"""

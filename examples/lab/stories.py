@@ -263,7 +263,7 @@ class Story:
     def message(
         self, ended: str = "", cost: float = 0.0, id: str = "", session: str = "", **more: Any
     ) -> None:
-        given: dict[str, Any] = {"model": "a/b", "ended": ended}
+        given: dict[str, Any] = {"model": "a/b", "ended": ended, "is_over": True}
         spend = Spend(cost, 10, 6, 4)
         message = id or f"msg_{self.now}"
         self.tell(Message(session or self.id, message, spend, **{**given, **more}))
