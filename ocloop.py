@@ -6103,7 +6103,7 @@ class Driver:
         while True:
             is_due = bool(self.notifying and not self.notifying.answer and time.monotonic() < until)
             try:
-                event = self.inbox.get(timeout=0.1 * is_due)
+                event = self.inbox.get(is_due, 0.1)
             except queue.Empty:
                 if not is_due:
                     break
