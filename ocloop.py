@@ -793,6 +793,14 @@ def make_prompt(body: str, path: str, plan: Plan, iteration: int, remarks: str) 
     return Prompt(text, f"ocloop {number}/{plan.total}: {plan.goal}"[:100])
 
 
+def with_ids(prompt: Prompt, wall: float, number: int, seed: str) -> Prompt:
+    """With ids as OpenCode makes them: 12 hex digits that grow with time, 14 more characters, the
+    last two for `ids_of_attempts`."""
+    stamp = (int(wall * 1000) * 4096 + number % 4096) & (2**48 - 1)
+    tail = f"{stamp:012x}{seed[:12]:0<12}00"
+    return prompt._replace(message_id=f"msg_{tail}", part_id=f"prt_{tail}")
+
+
 def remark_on_near_misses(plan: Plan) -> str:
     """For the agent that is to wrap up."""
     if plan.current or not plan.open_near_misses:
@@ -2525,14 +2533,7 @@ class Run:
         if stuck:
             said = f"nothing was settled ×{len(books.unsettled)}"
             self.journal.note("warn", f"{said}: the last try, and the prompt says so", "warn")
-        return Talk(self.with_ids(prompt), self)
-
-    def with_ids(self, prompt: Prompt) -> Prompt:
-        """With ids as OpenCode makes them: 12 hex digits that grow with time, 14 more characters,
-        the last two for `ids_of_attempts`."""
-        stamp = (int(self.clock.wall * 1000) * 4096 + self.number % 4096) & (2**48 - 1)
-        rest = f"{stamp:012x}{self.seed[:12]:0<12}00"
-        return prompt._replace(message_id=f"msg_{rest}", part_id=f"prt_{rest}")
+        return Talk(with_ids(prompt, self.clock.wall, self.number, self.seed), self)
 
     async def lead(self, talk: Talk) -> Outcome:
         """One session, from its creation to its end."""
@@ -2581,7 +2582,8 @@ class Run:
                 pushes_left -= 1
                 talk.note("note", "the refusal ended its turn: telling it to go on without", "warn")
                 text = f"{REFUSAL_ENDED_TURN} {talk.asks.last_refusal}"
-                talk.prompt = self.with_ids(talk.prompt._replace(text=text, attempt=0))
+                prompt = talk.prompt._replace(text=text, attempt=0)
+                talk.prompt = with_ids(prompt, self.clock.wall, self.number, self.seed)
             else:
                 return outcome
         self.server.abandon(talk.id)  # the prompt may begin late
@@ -5285,6 +5287,7 @@ class Outside:
                         raise Problem(f"{url}: {WRONG_PASSWORD}") from None
                     self.username = DEFAULT_USER  # OpenCode 2 knows no other
                     continue
+                # A server that is not up yet is waited for; "service_failed": it will never be up.
                 is_booted = not is_booting(error) or error.name == "service_failed"
                 is_to_come = not (error.code and is_booted)
                 is_distrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
@@ -6355,6 +6358,7 @@ def run(given: argparse.Namespace) -> int:
         loop = Run(options, time.time(), os.urandom(4).hex())
         if sys.stdout.isatty() and not (options.attended or given.plain):
             warnings.append(f"plain lines, since {why_no_screen()}")
+    loop.files.plan = plan  # for the first picture: it is read again before it is worked
     for warning in filter(None, [*warnings, run_file.problem]):
         loop.journal.note("warn", warning, "warn")
     # Threads inherit what is blocked. Two signals are for the screen's thread alone; the other one
