@@ -1821,7 +1821,7 @@ class Books:
         # What `add` counts up, so that no screen and no record goes through all results again.
         self.outcomes: collections.deque[Json] = collections.deque(maxlen=200)  # the latest
         self.counts: collections.Counter[str] = collections.Counter()  # how many have each word
-        self.efforts: dict[tuple[str, str], Effort] = {}  # by the name of the task
+        self.efforts: dict[tuple[str, str], Effort] = {}  # by the key of the task
         self.refused: collections.Counter[str] = collections.Counter()  # titles of asks
         self.well = 0  # how many went well
         self.well_seconds = 0.0  # of these
@@ -1867,8 +1867,8 @@ class Books:
         """Count what an iteration has cost, also one that was broken off, and is no result."""
         self.spent = self.spent.plus(result.spend)
         if result.task:
-            name = result.task.key
-            self.efforts[name] = self.efforts.get(name, NO_EFFORT).plus(result)
+            key = result.task.key
+            self.efforts[key] = self.efforts.get(key, NO_EFFORT).plus(result)
 
     def note_check(self, checked: CheckResult) -> str:
         """Take in what --check said of the work as it stands; returns that in a word."""
@@ -1880,8 +1880,8 @@ class Books:
             self.check = "passed"
             self.complaint = ""
             # A check looks at the whole project: so all tasks whose check failed are good now.
-            for name, effort in self.efforts.items():
-                self.efforts[name] = effort._replace(check_failed=False)
+            for key, effort in self.efforts.items():
+                self.efforts[key] = effort._replace(check_failed=False)
             self.journal.note("check", "passed", "good")
         else:
             self.check = "failed"
@@ -1903,7 +1903,7 @@ class Books:
         # A line that is done when it comes settles nothing: a task that was open has to be settled
         # now, or gone (it may have been reworded). Several may have one text.
         settles = bool(open_texts(self.plan) - open_texts(plan))
-        left = plan.pending + (plan.summary is None)  # which is the last task of every plan
+        left = plan.pending + (plan.summary is None)  # to write it is the last task of every plan
         has_more, has_less = plan.settled > self.most_settled, left < self.least_left
         # Where none of its tasks was there before, it is another plan, whose progress counts from
         # here. But a single task may be the old one, reworded.
